@@ -1,0 +1,96 @@
+"""The one protocol that every guard follows, for inputs, whole replies and streams alike.
+
+A guard opens an `Examination` for each text. The text grows, the examination answers with a `Step`:
+what it has found, and up to where it is sure. What it answers must depend on the text alone, never on
+how the text was cut into chunks; everything the stream contract promises rests on that.
+
+Work of more than a millisecond does not run inside `advance`: it is described as a `Job`, which the
+caller runs in a guard worker and hands back. Regions with an unanswered job are not released.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from guardrails.verdict import Finding
+
+Stage = Literal["input", "output"]
+Channel = Literal["content", "reasoning", "tool_arguments", "refusal"]
+Scope = Literal["pattern", "segment", "document"]
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Where a text stands: which side of the model, who wrote it, and what it answers."""
+
+    stage: Stage = "output"
+    role: str = "assistant"
+    channel: Channel = "content"
+    prompt: str = ""
+    tool_name: str | None = None
+    tools: Sequence[Mapping[str, Any]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Inference that a guard needs before the region `[start, end)` may be released.
+
+    `servable` names what must run (see `guardrails.runtime`), `payload` is picklable, and `read` turns
+    the servable's answer into findings in the offsets of the examined text.
+    """
+
+    start: int
+    end: int
+    servable: str
+    payload: Any
+    read: Callable[[Any], Sequence[Finding]] = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What an examination knows after the text so far.
+
+    `settled`: every finding that starts before this offset has been reported, now or earlier, or is the
+    subject of a job already handed out; and none of the reported ones ends beyond it. Never decreases.
+    `findings` and `jobs` are those that are new since the last step.
+    """
+
+    settled: int
+    findings: Sequence[Finding] = ()
+    jobs: Sequence[Job] = ()
+
+
+class Examination(Protocol):
+    """One text under examination by one guard."""
+
+    def advance(self, text: str, final: bool) -> Step:
+        """Look at `text`, all that has arrived so far; `final` says that nothing follows.
+
+        With `final`, `settled` is `len(text)`.
+        """
+        ...
+
+
+class Guard(Protocol):
+    """A configured guard. Stateless and shared by all requests; state lives in its examinations."""
+
+    @property
+    def name(self) -> str:
+        """The label that findings carry: the guard's file name, or the policy's own label for it."""
+        ...
+
+    @property
+    def scope(self) -> Scope:
+        """How much look-ahead it needs: a pattern's suffix, a segment, or the whole document."""
+        ...
+
+    @property
+    def servables(self) -> frozenset[str]:
+        """The servables that its jobs name; empty for a guard that runs entirely in the gateway."""
+        ...
+
+    def examine(self, context: Context) -> Examination:
+        """Begin to examine one text."""
+        ...

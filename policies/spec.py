@@ -1,0 +1,246 @@
+"""What a policy file may say: one YAML document is one model name.
+
+Everything here is frozen and refuses unknown keys, so that a mistyped setting is an error when the file
+is loaded and not a guard that silently never ran. Guard settings live here rather than beside the guards
+because a policy must be checked where neither a guard nor its model can be imported.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+ActionName = Literal["allow", "redact", "mask", "hash", "rewrite", "escalate", "block"]
+OnError = Literal["block", "allow", "escalate"]
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+
+
+class Frozen(BaseModel):
+    """Immutable, and strict about its keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Upstream(Frozen):
+    """Any server that speaks OpenAI's API. Keys are read from the environment, never from the file."""
+
+    base_url: Annotated[str, Field(pattern=r"^https?://[^\s]+$")]
+    model: str
+    api_key_env: str | None = None
+
+
+class ModelRef(Frozen):
+    """What answers: a checkpoint served by the managed vLLM, or one or more upstreams (least busy first)."""
+
+    checkpoint: str | None = None
+    upstream: Upstream | None = None
+    upstreams: tuple[Upstream, ...] = ()
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        given = [self.checkpoint is not None, self.upstream is not None, bool(self.upstreams)]
+        if sum(given) != 1:
+            raise ValueError("give exactly one of 'checkpoint', 'upstream' or 'upstreams'")
+        return self
+
+    @property
+    def targets(self) -> tuple[Upstream, ...]:
+        return (self.upstream,) if self.upstream else self.upstreams
+
+
+class GuardBase(Frozen):
+    """What every guard takes. `label` tells two uses of one guard apart in findings and metrics."""
+
+    label: Name | None = None
+    on_error: OnError | None = None
+    deadline_ms: Annotated[int, Field(gt=0, le=60_000)] = 2_000
+
+    @property
+    def title(self) -> str:
+        return self.label or str(getattr(self, "guard"))
+
+
+class Pattern(Frozen):
+    """A named expression in the syntax of the `regex` package."""
+
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+    regex: Annotated[str, Field(min_length=1, max_length=4_096)]
+    score: Probability = 1.0
+
+
+class PatternsSpec(GuardBase):
+    """Own expressions, built-in ones by name, and word lists."""
+
+    guard: Literal["patterns"] = "patterns"
+    patterns: tuple[str | Pattern, ...] = ()
+    builtin: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+    normalize: bool = True
+    action: Literal["allow", "redact", "mask", "hash", "escalate", "block"] = "block"
+    replacement: str | None = None
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Self:
+        if not (self.patterns or self.builtin or self.words):
+            raise ValueError("a patterns guard needs 'patterns', 'builtin' or 'words'")
+        return self
+
+
+class SecretsSpec(GuardBase):
+    """Keys, tokens and private keys. `kinds` empty means all that are known."""
+
+    guard: Literal["secrets"] = "secrets"
+    kinds: tuple[str, ...] = ()
+    entropy: bool = True
+    action: Literal["allow", "redact", "mask", "hash", "escalate", "block"] = "redact"
+
+
+class PiiSpec(GuardBase):
+    """Presidio. `entities` empty means the default set; `ner` finds names and places.
+
+    `ner`: "embedded" (the project's own small model), "none", a spaCy package's name, or the folder of a
+    transformers token classifier.
+    """
+
+    guard: Literal["pii"] = "pii"
+    entities: tuple[str, ...] = ()
+    language: str = "en"
+    ner: str = "embedded"
+    threshold: Probability = 0.4
+    allow_list: tuple[str, ...] = ()
+    action: Literal["allow", "redact", "mask", "hash", "escalate", "block"] = "redact"
+
+
+class DetoxifyRef(Frozen):
+    """A Detoxify model: by name, or a checkpoint file, whose digest is checked before it is opened."""
+
+    detoxify: Literal["original", "unbiased", "multilingual"] | None = None
+    path: str | None = None
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+
+    @model_validator(mode="after")
+    def _checkable(self) -> Self:
+        if (self.detoxify is None) == (self.path is None):
+            raise ValueError("give exactly one of 'detoxify' (a model's name) or 'path' (a checkpoint file)")
+        if self.path is not None and self.sha256 is None:
+            raise ValueError("'path' needs 'sha256': a pickle is opened only when its digest is known")
+        return self
+
+
+class ClassifierBase(GuardBase):
+    """A guard that scores text with a classifier: a checkpoint's name by default."""
+
+    model: str | DetoxifyRef = "keel-guard"
+    scope: Literal["segment", "document"] = "segment"
+    action: Literal["allow", "redact", "escalate", "block"] = "block"
+
+
+class ToxicitySpec(ClassifierBase):
+    """Detoxify's labels; `thresholds` overrides `threshold` label by label."""
+
+    guard: Literal["toxicity"] = "toxicity"
+    threshold: Probability = 0.7
+    thresholds: dict[str, Probability] = Field(default_factory=dict)
+
+
+class InjectionSpec(ClassifierBase):
+    """Jailbreaks and prompt injections, also inside tool results and quoted documents."""
+
+    guard: Literal["injection"] = "injection"
+    threshold: Probability = 0.9
+
+
+class Topic(Frozen):
+    """A subject told by its words and phrases; `min_hits` different ones make it the subject."""
+
+    phrases: Annotated[tuple[str, ...], Field(min_length=1)]
+    min_hits: Annotated[int, Field(ge=1)] = 1
+
+
+class TopicsSpec(GuardBase):
+    """Subjects that this assistant stays away from."""
+
+    guard: Literal["topics"] = "topics"
+    deny: Annotated[dict[str, Topic], Field(min_length=1)]
+    action: Literal["allow", "escalate", "block"] = "block"
+
+
+class ToolCallsSpec(GuardBase):
+    """Which tools the model may call, and with what. Names may hold `*`; `schemas` are JSON Schemas."""
+
+    guard: Literal["tool_calls"] = "tool_calls"
+    allow: tuple[str, ...] = ("*",)
+    deny: tuple[str, ...] = ()
+    validate_arguments: bool = True
+    schemas: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    arguments: tuple[ArgumentGuard, ...] = ()
+    action: Literal["allow", "escalate", "block"] = "block"
+
+
+ArgumentGuard = Annotated[
+    PatternsSpec | SecretsSpec | PiiSpec | ToxicitySpec | InjectionSpec | TopicsSpec,
+    Field(discriminator="guard"),
+]
+GuardSpec = Annotated[
+    PatternsSpec | SecretsSpec | PiiSpec | ToxicitySpec | InjectionSpec | TopicsSpec | ToolCallsSpec,
+    Field(discriminator="guard"),
+]
+ToolCallsSpec.model_rebuild()
+
+
+class PolicySpec(Frozen):
+    """One policy: which model answers, and what is examined on the way in and on the way out."""
+
+    name: Name
+    description: str = ""
+    model: ModelRef
+    input: tuple[GuardSpec, ...] = ()
+    output: tuple[GuardSpec, ...] = ()
+    roles: Annotated[tuple[Role, ...], Field(min_length=1)] = ("user", "tool")
+    streaming: Literal["allow", "buffer", "refuse"] = "allow"
+    on_error: OnError = "block"
+    on_input_block: Literal["error", "refuse"] = "error"
+    refusal: str = "I can't help with that."
+    expose: Literal["none", "summary", "findings"] = "findings"
+    max_n: Annotated[int, Field(ge=1, le=128)] = 16
+
+    @field_validator("input")
+    @classmethod
+    def _input_has_no_tool_calls(cls, guards: tuple[GuardSpec, ...]) -> tuple[GuardSpec, ...]:
+        if any(g.guard == "tool_calls" for g in guards):
+            raise ValueError("'tool_calls' examines what the model calls: it belongs under 'output'")
+        return guards
+
+    @model_validator(mode="after")
+    def _labels_are_unique(self) -> Self:
+        for stage in (self.input, self.output):
+            titles = [g.title for g in stage]
+            twice = sorted({t for t in titles if titles.count(t) > 1})
+            if twice:
+                raise ValueError(f"guard {twice[0]!r} is used twice in one stage: give each use a 'label'")
+        return self
+
+    @model_validator(mode="after")
+    def _output_cannot_mask(self) -> Self:
+        for guard in self.output:
+            if getattr(guard, "action", None) == "mask":
+                raise ValueError(
+                    f"guard {guard.title!r}: 'mask' puts placeholders in that are taken out of the reply again, "
+                    "so it belongs under 'input'; under 'output' use 'redact' or 'hash'"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _streams_can_be_examined(self) -> Self:
+        if self.streaming != "allow":
+            return self
+        for guard in self.output:
+            if getattr(guard, "scope", "segment") == "document":
+                raise ValueError(
+                    f"guard {guard.title!r} has scope 'document', which needs the whole reply: set "
+                    "'streaming: buffer' (or 'refuse'), or give the guard 'scope: segment'"
+                )
+        return self
