@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from guardrails.verdict import Finding
+from guardrails.verdict import Action, Finding
 
 Stage = Literal["input", "output"]
 Channel = Literal["content", "reasoning", "tool_arguments", "refusal"]
@@ -34,18 +34,26 @@ class Context:
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """What one look at a text gave: findings, and every category's score, flagged or not."""
+
+    findings: Sequence[Finding] = ()
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """Inference that a guard needs before the region `[start, end)` may be released.
 
     `servable` names what must run (see `guardrails.runtime`), `payload` is picklable, and `read` turns
-    the servable's answer into findings in the offsets of the examined text.
+    the servable's result into an answer in the offsets of the examined text.
     """
 
     start: int
     end: int
     servable: str
     payload: Any
-    read: Callable[[Any], Sequence[Finding]] = field(compare=False)
+    read: Callable[[Any], Answer] = field(compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +62,13 @@ class Step:
 
     `settled`: every finding that starts before this offset has been reported, now or earlier, or is the
     subject of a job already handed out; and none of the reported ones ends beyond it. Never decreases.
-    `findings` and `jobs` are those that are new since the last step.
+    `findings`, `scores` and `jobs` are those that are new since the last step; scores of one category are
+    merged by their maximum.
     """
 
     settled: int
     findings: Sequence[Finding] = ()
+    scores: Mapping[str, float] = field(default_factory=dict)
     jobs: Sequence[Job] = ()
 
 
@@ -87,6 +97,26 @@ class Guard(Protocol):
         ...
 
     @property
+    def action(self) -> Action:
+        """The strongest action that its findings carry."""
+        ...
+
+    @property
+    def changes_text(self) -> bool:
+        """Whether its findings replace text (redact, mask, hash, rewrite), so that the engine must wait."""
+        ...
+
+    @property
+    def on_error(self) -> Action:
+        """What follows when it fails or is late: BLOCK, ESCALATE or ALLOW."""
+        ...
+
+    @property
+    def deadline(self) -> float:
+        """Seconds that one of its jobs may take, waiting included."""
+        ...
+
+    @property
     def servables(self) -> frozenset[str]:
         """The servables that its jobs name; empty for a guard that runs entirely in the gateway."""
         ...
@@ -94,3 +124,22 @@ class Guard(Protocol):
     def examine(self, context: Context) -> Examination:
         """Begin to examine one text."""
         ...
+
+
+class JobRunner(Protocol):
+    """Where jobs run. `guardrails.runtime.Runtime` is the real one."""
+
+    async def run(self, servable: str, payload: Any, timeout: float) -> Any:
+        """The servable's result for `payload`.
+
+        Raises `guardrails.guard.JobError` when the worker fails, dies, is overloaded or is late.
+        """
+        ...
+
+
+class JobError(Exception):
+    """A job was not answered; `reason` is one of a small closed set, fit for a metric's label."""
+
+    def __init__(self, reason: Literal["timeout", "worker_died", "failed", "overloaded"], detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason

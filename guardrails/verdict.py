@@ -31,7 +31,8 @@ class Finding:
     """One thing that one guard found in one text.
 
     `start` and `end` are offsets in code points into the text as it was received, end exclusive.
-    `replacement` is what a REDACT or REWRITE finding puts in the span's place.
+    `replacement` is what a REDACT or REWRITE finding puts in the span's place; with `mask` the request's
+    own vault names the placeholder instead, and the original is put back in the reply.
     """
 
     start: int
@@ -41,6 +42,7 @@ class Finding:
     score: float
     action: Action = Action.ALLOW
     replacement: str | None = None
+    mask: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.start <= self.end:
