@@ -60,7 +60,7 @@ class GuardBase(Frozen):
 
     @property
     def title(self) -> str:
-        return self.label or str(getattr(self, "guard"))
+        return self.label or str(self.guard)  # type: ignore[attr-defined]  # every subclass has the discriminator
 
 
 class Pattern(Frozen):
