@@ -1,0 +1,63 @@
+"""`keel-train METHOD --config FILE`: one subcommand per training method.
+
+A method is a module with a `main(argv)` that parses its own arguments and returns an exit status. It is
+imported only when it is called for, so that `keel-train --help` answers without loading torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+
+from training.errors import TrainingError
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A subcommand: where its `main` is (`module:function`), and one line about it."""
+
+    target: str
+    summary: str
+
+    def load(self) -> Callable[[Sequence[str]], int]:
+        module, _, function = self.target.partition(":")
+        main: Callable[[Sequence[str]], int] = getattr(import_module(module), function)
+        return main
+
+
+COMMANDS: dict[str, Command] = {
+    "sft": Command("training.methods.sft:main", "supervised fine-tuning, also from scratch"),
+    "classifier": Command("training.methods.classifier:main", "fine-tune an encoder as a text classifier"),
+    "evaluate": Command("training.evaluate.cli:main", "measure a checkpoint on held-out data"),
+    "publish": Command("training.publish:main", "verify a finished run and place it into checkpoints/"),
+}
+
+
+def usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(["usage: keel-train COMMAND [options]; keel-train COMMAND --help says more", *lines])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand; returns the exit status, 2 for a wrong call and 1 for a run that failed."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if arguments else 2
+    name, *rest = arguments
+    command = COMMANDS.get(name)
+    if command is None:
+        print(f"keel-train: no command {name!r}\n{usage()}", file=sys.stderr)
+        return 2
+    try:
+        return command.load()(rest)
+    except TrainingError as error:
+        print(f"keel-train {name}: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Data: formats, cleaning, rendering through the chat template, packing."""
