@@ -1,0 +1,1 @@
+"""Loads and benchmarks. They reach the gateway over HTTP only, as its users do."""

@@ -1,0 +1,1 @@
+"""The benchmarks behind docs/BENCHMARKS.md: `python -m loadtests.bench` measures and writes that page."""
