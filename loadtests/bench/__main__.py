@@ -21,8 +21,8 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="two short rounds: does it run? Not for quoting")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "BENCHMARKS.md", help="the page to write")
     args = parser.parse_args()
-    home = ROOT / ".bench"
-    home.mkdir(exist_ok=True)
+    home = ROOT / ".keel" / "bench"
+    home.mkdir(parents=True, exist_ok=True)
     plan = Plan(home, seconds=2, repeats=2, requests=5_000, tokens=30) if args.quick else Plan(home)
     kept = home / "figures.json"
     figures = json.loads(kept.read_text()) if kept.exists() and not args.quick else {}
