@@ -1,0 +1,36 @@
+"""What guard workers can be asked to run, named so that the gateway needs to import none of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+class Servable(Protocol):
+    """What a factory returns. It may also have `describe() -> Any`, which the gateway asks for once."""
+
+    def predict(self, batch: list[Any]) -> list[Any]:
+        """One result per payload, in order. A result must not depend on what else is in the batch."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ServableSpec:
+    """What a worker can be asked to run. `factory` is "module:function", called with `config` as keywords.
+
+    The name identifies the configuration: two different ones never share a name (put a digest in it).
+    """
+
+    name: str
+    factory: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+class ServableError(Exception):
+    """A servable can't be loaded; the message names it and says why."""
+
+    def __init__(self, name: str, detail: str) -> None:
+        super().__init__(f"guard model {name!r} can't be loaded: {detail}")
+        self.name = name
+        self.detail = detail
