@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Self
 
@@ -75,7 +75,8 @@ class EventStream:
 
     The iteration ends only where the reply was complete; every other end raises an `UpstreamError`.
     Close it (`async with`, or `aclose`) as soon as no more is wanted: that aborts the upstream's work.
-    One reader at a time.
+    One reader at a time. `on_end(error, aborted)` is called once, when the
+    upstream has done its part or nothing more is wanted of it.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class EventStream:
         self._error: UpstreamError | None = None  # raised once the events before it are taken
         self._open_responses = open_responses
         open_responses.add(response)
+        self.on_end: Callable[[UpstreamError | None, bool], None] | None = None
         self._done_required = done_required
         self._complete = False
         self._closed = False
@@ -163,7 +165,7 @@ class EventStream:
         if self._closed:
             return
         self._closed = True
-        self._disarm()
+        self._end(None, aborted=True)
         self._open_responses.discard(self._response)
         if self._complete and not self._response.closed:
             self._open_responses.linger(self._response)
@@ -231,13 +233,20 @@ class EventStream:
 
     def _finish(self) -> None:
         self._complete = True
-        self._disarm()
+        self._end(None)
 
     def _fail(self, error: UpstreamError) -> None:
         """Keep the error for the next read and free the upstream."""
         self._error = error
-        self._disarm()
         self._response.close()
+        self._end(error, aborted=isinstance(error, Aborted))
+
+    def _end(self, error: UpstreamError | None, aborted: bool = False) -> None:
+        """Tell whoever lent the connection, once, how it went."""
+        self._disarm()
+        on_end, self.on_end = self.on_end, None
+        if on_end is not None:
+            on_end(error, aborted)
 
     def _failure(self, error: Exception) -> UpstreamError:
         if self._expired is not None:

@@ -1,0 +1,119 @@
+"""The engine as the rest of the gateway sees it: start, ask, stream, stop.
+
+    engine = Engine([UpstreamConfig("gpu-0", "http://10.0.0.7:8000", api_key_env="GPU0_KEY")])
+    await engine.start()
+    reply = await engine.complete("/v1/embeddings", body)
+    async with engine.stream("/v1/chat/completions", body) as events:
+        async for payload in events: ...
+    await engine.aclose(drain=30)
+
+Aborting: cancel the task that awaits `complete`, or leave the `stream` block (or call `close` on what it
+gave). Either closes the upstream's connection at once, and an OpenAI-compatible server then stops
+generating. Nothing is sent again after an abort.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from types import TracebackType
+
+from service.engine.client import Headers, Reply, UpstreamClient
+from service.engine.config import PoolLimits, SizeLimits, TimeLimits, UpstreamConfig
+from service.engine.event_stream import EventStream
+from service.engine.observer import EngineObserver, NullObserver
+from service.engine.pool import UpstreamPool
+
+
+class StreamRequest:
+    """A stream to be opened by `async with`, and closed by leaving it."""
+
+    def __init__(
+        self, pool: UpstreamPool, path: str, body: bytes, headers: Headers | None, raw: bool
+    ) -> None:
+        self._pool = pool
+        self._arguments = (path, body, headers, raw)
+        self._stream: EventStream | None = None
+
+    async def __aenter__(self) -> EventStream:
+        path, body, headers, raw = self._arguments
+        self._stream = await self._pool.open_stream(path, body, headers, raw=raw)
+        return self._stream
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._stream is not None:
+            self._stream.close()
+
+
+class Engine:
+    """Upstreams that serve one model. Its methods raise `service.engine.errors.UpstreamError`."""
+
+    def __init__(
+        self,
+        upstreams: Sequence[UpstreamConfig],
+        *,
+        times: TimeLimits | None = None,
+        sizes: SizeLimits | None = None,
+        limits: PoolLimits | None = None,
+        observer: EngineObserver | None = None,
+    ) -> None:
+        """Raises `ValueError` for settings that can't work."""
+        self._limits = limits or PoolLimits()
+        self._observer: EngineObserver = observer or NullObserver()
+        self._clients = [UpstreamClient(config, times, sizes) for config in upstreams]
+        self._pool: UpstreamPool | None = None
+
+    @property
+    def pool(self) -> UpstreamPool:
+        if self._pool is None:
+            raise RuntimeError("the engine is not started")
+        return self._pool
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request that comes now has a chance of being answered."""
+        return self._pool is not None and self._pool.ready
+
+    async def start(self) -> None:
+        """Open the connection pools."""
+        for client in self._clients:
+            await client.open()
+        self._pool = UpstreamPool(self._clients, self._limits, self._observer)
+
+    async def complete(
+        self, path: str, body: bytes | None, headers: Headers | None = None, *, method: str = "POST"
+    ) -> Reply:
+        """Send a JSON body to a `/v1/...` path and return the whole 2xx reply.
+
+        `headers` are forwarded but for hop-by-hop ones and credentials.
+        """
+        return await self.pool.complete(path, body, headers, method=method)
+
+    async def open_stream(
+        self, path: str, body: bytes, headers: Headers | None = None, *, raw: bool = False
+    ) -> EventStream:
+        """Send a JSON body that asks for a stream; returns when its first event is there.
+
+        Iterate the result for payloads, or its `raw()` for bytes where `raw` was asked for. The caller
+        closes it.
+        """
+        return await self.pool.open_stream(path, body, headers, raw=raw)
+
+    def stream(
+        self, path: str, body: bytes, headers: Headers | None = None, *, raw: bool = False
+    ) -> StreamRequest:
+        """`open_stream` as an async context manager, which closes."""
+        return StreamRequest(self.pool, path, body, headers, raw)
+
+    async def aclose(self, drain: float = 0.0) -> bool:
+        """Refuse new requests, give those in flight `drain` seconds, then cut what is left.
+
+        Returns whether all had ended by themselves.
+        """
+        drained = True
+        if self._pool is not None:
+            drained = await self._pool.drain(drain)
+        await asyncio.gather(*(client.close() for client in self._clients))
+        return drained
