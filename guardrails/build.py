@@ -11,10 +11,10 @@ A guard that needs a worker also names, in `servable_specs`, what must run there
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType, ModuleType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from guardrails.guard import Guard, Stage
 from guardrails.verdict import Action
@@ -57,3 +57,72 @@ class NeedsServables(Protocol):
     def servable_specs(self) -> Mapping[str, ServableSpec]:
         """By the names that its jobs use."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class GuardSet:
+    """A policy's guards, in the policy's order, and what must run in the workers for them."""
+
+    input: tuple[Guard, ...] = ()
+    output: tuple[Guard, ...] = ()
+    servables: Mapping[str, ServableSpec] = field(default_factory=lambda: MappingProxyType({}))
+
+
+def build_guards(policy: PolicySpec, env: GuardEnvironment) -> GuardSet:
+    """The guards of `policy`. Loads no model; raises what `problems` would have told, and `ValueError`
+    where two guards want different things under one servable's name."""
+    env = replace(env, default_on_error=Action[policy.on_error.upper()])
+    stages = {stage: tuple(build_guard(spec, env) for spec in specs) for stage, specs in _stages(policy)}
+    return GuardSet(
+        input=stages["input"],
+        output=stages["output"],
+        servables=MappingProxyType(collect_servables([*stages["input"], *stages["output"]])),
+    )
+
+
+def build_guard(spec: GuardBase, env: GuardEnvironment) -> Guard:
+    """One guard, by the check that its spec names."""
+    guard: Guard = _check(spec).build(spec, env)
+    return guard
+
+
+def collect_servables(guards: Iterable[Guard]) -> dict[str, ServableSpec]:
+    """What `guards` need in the workers; guards may share a servable, if they mean the same by it."""
+    servables: dict[str, ServableSpec] = {}
+    for guard in guards:
+        specs = guard.servable_specs if isinstance(guard, NeedsServables) else {}
+        for name, spec in specs.items():
+            if servables.setdefault(name, spec) != spec:
+                raise ValueError(
+                    f"guard {guard.name!r} wants servable {name!r} with other settings than another guard"
+                )
+        missing = guard.servables - specs.keys()
+        if missing:
+            raise ValueError(
+                f"guard {guard.name!r} uses servables it doesn't describe: {', '.join(sorted(missing))}"
+            )
+    return servables
+
+
+def problems(policy: PolicySpec, env: GuardEnvironment) -> Iterator[Problem]:
+    """What the guards know to be wrong with `policy`, with no model loaded: expressions that don't compile,
+    entities, labels and built-in names that don't exist, schemas that are none."""
+    for stage, specs in _stages(policy):
+        for index, spec in enumerate(specs):
+            for problem in guard_problems(spec, env):
+                yield Problem((stage, index, *problem.loc), problem.message)
+
+
+def guard_problems(spec: GuardBase, env: GuardEnvironment) -> Iterable[Problem]:
+    """What one guard's check knows to be wrong with its settings; places are relative to the guard."""
+    find: Callable[[GuardBase, GuardEnvironment], Iterable[Problem]] | None
+    find = getattr(_check(spec), "problems", None)
+    return find(spec, env) if find else ()
+
+
+def _check(spec: GuardBase) -> ModuleType:
+    return importlib.import_module(f"guardrails.checks.{spec.guard}")  # type: ignore[attr-defined]  # the discriminator
+
+
+def _stages(policy: PolicySpec) -> tuple[tuple[Stage, tuple[GuardBase, ...]], ...]:
+    return ("input", policy.input), ("output", policy.output)

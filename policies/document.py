@@ -61,7 +61,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Node | None, index: int) -> Node | None:
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            mark = self.peek_event().start_mark
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.MarkedYAMLError(problem=f"nested deeper than {MAX_DEPTH} levels", problem_mark=mark)
         try:
             return super().compose_node(parent, index)
@@ -77,7 +77,7 @@ for _tag, _expression, _first in (
     (_FLOAT, r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", "-+.0123456789"),
     (_MERGE, r"<<", "<"),
 ):
-    _Loader.add_implicit_resolver(_tag, re.compile(rf"^(?:{_expression})$"), list(_first))  # type: ignore[no-untyped-call]
+    _Loader.add_implicit_resolver(_tag, re.compile(rf"^(?:{_expression})$"), list(_first))
 
 
 def read_document(path: Path) -> Document:
@@ -88,7 +88,9 @@ def read_document(path: Path) -> Document:
     except OSError as error:
         raise PolicyError([Fault(path, 1, 1, f"can't be read: {error.strerror or error}")]) from None
     if len(raw) > MAX_BYTES:
-        raise PolicyError([Fault(path, 1, 1, f"is larger than {MAX_BYTES // 1024} KiB, which no policy needs")])
+        raise PolicyError(
+            [Fault(path, 1, 1, f"is larger than {MAX_BYTES // 1024} KiB, which no policy needs")]
+        )
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -102,9 +104,9 @@ def parse_document(text: str, path: Path) -> Document:
     try:
         loader = _Loader(text)
         try:
-            root = loader.get_single_node()  # type: ignore[no-untyped-call]
+            root = loader.get_single_node()
         finally:
-            loader.dispose()  # type: ignore[no-untyped-call]
+            loader.dispose()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         at = _mark(mark) if mark else Mark(1, 1)
@@ -143,7 +145,9 @@ class _Reader:
     def convert(self, node: Node, loc: Loc) -> Any:
         self._nodes += 1
         if self._nodes > MAX_NODES:
-            raise PolicyError([self._fault(node, f"unfolds into more than {MAX_NODES} values; use fewer aliases")])
+            raise PolicyError(
+                [self._fault(node, f"unfolds into more than {MAX_NODES} values; use fewer aliases")]
+            )
         if id(node) in self._open:
             raise PolicyError([self._fault(node, "an alias stands inside what it names")])
         self.values[loc] = _mark(node.start_mark)
@@ -176,7 +180,9 @@ class _Reader:
             key = self._text(key_node)
             if key in own:
                 first = self.keys[(*loc, key)].line
-                self.faults.append(self._fault(key_node, f"key {key!r} is given twice (first on line {first})"))
+                self.faults.append(
+                    self._fault(key_node, f"key {key!r} is given twice (first on line {first})")
+                )
                 continue
             self.keys[(*loc, key)] = _mark(key_node.start_mark)
             own[key] = self.convert(value_node, (*loc, key))

@@ -7,9 +7,13 @@ because a policy must be checked where neither a guard nor its model can be impo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from policies.errors import Loc, Problem
 
 ActionName = Literal["allow", "redact", "mask", "hash", "rewrite", "escalate", "block"]
 OnError = Literal["block", "allow", "escalate"]
@@ -207,40 +211,61 @@ class PolicySpec(Frozen):
     expose: Literal["none", "summary", "findings"] = "findings"
     max_n: Annotated[int, Field(ge=1, le=128)] = 16
 
-    @field_validator("input")
-    @classmethod
-    def _input_has_no_tool_calls(cls, guards: tuple[GuardSpec, ...]) -> tuple[GuardSpec, ...]:
-        if any(g.guard == "tool_calls" for g in guards):
-            raise ValueError("'tool_calls' examines what the model calls: it belongs under 'output'")
-        return guards
-
     @model_validator(mode="after")
-    def _labels_are_unique(self) -> Self:
-        for stage in (self.input, self.output):
-            titles = [g.title for g in stage]
-            twice = sorted({t for t in titles if titles.count(t) > 1})
-            if twice:
-                raise ValueError(f"guard {twice[0]!r} is used twice in one stage: give each use a 'label'")
+    def _parts_fit(self) -> Self:
+        problems = [*self._misplaced(), *self._used_twice(), *self._masked_output(), *self._unstreamable()]
+        if problems:
+            summary = "; ".join(message for _, message in problems)
+            raise PydanticCustomError("policy", "{summary}", {"summary": summary, "problems": problems})
         return self
 
-    @model_validator(mode="after")
-    def _output_cannot_mask(self) -> Self:
-        for guard in self.output:
+    def with_model(self, model: ModelRef) -> PolicySpec:
+        """The same policy in front of another model."""
+        return self.model_copy(update={"model": model})
+
+    def _misplaced(self) -> Iterator[Problem]:
+        for index, guard in enumerate(self.input):
+            if guard.guard == "tool_calls":
+                yield Problem(
+                    ("input", index),
+                    "'tool_calls' examines what the model calls: it belongs under 'output'",
+                )
+
+    def _used_twice(self) -> Iterator[Problem]:
+        for stage, guards in (("input", self.input), ("output", self.output)):
+            seen: set[str] = set()
+            for index, guard in enumerate(guards):
+                if guard.title in seen:
+                    yield Problem(
+                        (stage, index),
+                        f"guard {guard.title!r} is used twice in one stage: give each use a 'label'",
+                    )
+                seen.add(guard.title)
+
+    def _masked_output(self) -> Iterator[Problem]:
+        for loc, guard in self._output_guards():
             if getattr(guard, "action", None) == "mask":
-                raise ValueError(
-                    f"guard {guard.title!r}: 'mask' puts placeholders in that are taken out of the reply again, "
-                    "so it belongs under 'input'; under 'output' use 'redact' or 'hash'"
+                yield Problem(
+                    (*loc, "action"),
+                    f"guard {guard.title!r}: 'mask' puts placeholders in that are taken out of the reply "
+                    "again, so it belongs under 'input'; under 'output' use 'redact' or 'hash'",
                 )
-        return self
 
-    @model_validator(mode="after")
-    def _streams_can_be_examined(self) -> Self:
+    def _unstreamable(self) -> Iterator[Problem]:
         if self.streaming != "allow":
-            return self
-        for guard in self.output:
+            return
+        for loc, guard in self._output_guards():
             if getattr(guard, "scope", "segment") == "document":
-                raise ValueError(
+                yield Problem(
+                    (*loc, "scope"),
                     f"guard {guard.title!r} has scope 'document', which needs the whole reply: set "
-                    "'streaming: buffer' (or 'refuse'), or give the guard 'scope: segment'"
+                    "'streaming: buffer' (or 'refuse'), or give the guard 'scope: segment'",
                 )
-        return self
+
+    def _output_guards(self) -> Iterator[tuple[Loc, GuardBase]]:
+        """The output's guards and those over tool-call arguments, with their places."""
+        for index, guard in enumerate(self.output):
+            yield ("output", index), guard
+            if isinstance(guard, ToolCallsSpec):
+                for inner, nested in enumerate(guard.arguments):
+                    yield ("output", index, "arguments", inner), nested

@@ -1,0 +1,352 @@
+"""The guards over whole texts: what comes in, and what `/v1/checks` is asked about.
+
+Every guard examines the text as it was received; their verdicts are merged and applied together. Guards
+that run here in the gateway come first, those that need a worker after them; a withholding verdict ends
+what still runs. What follows a guard that fails or is late is that guard's `on_error`, never "passed".
+
+Verdicts are remembered by content, so that a long conversation costs only its new turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import structlog
+
+from guardrails.guard import Answer, Channel, Context, Guard, Job, JobError, JobRunner, Stage, Step
+from guardrails.masking import Vault
+from guardrails.stream import apply
+from guardrails.verdict import Action, Failure, Finding, Verdict
+from guardrails.verdict_cache import Seen, VerdictCache, content_key
+
+logger = structlog.get_logger(__name__)
+
+LOOP_CHARACTERS = 8_000
+"""Characters times guards that are scanned on the event loop in one go; more than that goes to a thread."""
+
+HASH_CHARACTERS = 200_000
+"""Characters that are hashed on the event loop in one go."""
+
+State = Literal["finished", "failed", "skipped"]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One text of a request: whose it is, and what is known about where it stands."""
+
+    role: str
+    text: str
+    stage: Stage = "input"
+    channel: Channel = "content"
+    prompt: str = ""
+    tool_name: str | None = None
+    tools: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def context(self) -> Context:
+        return Context(self.stage, self.role, self.channel, self.prompt, self.tool_name, self.tools)
+
+
+@dataclass(frozen=True, slots=True)
+class GuardReport:
+    """What one guard said about one text.
+
+    state:      "finished"; "failed", with `failure` saying how; or "skipped", where the outcome was sure
+                without it: it then doesn't speak for the whole text.
+    action:     the strongest that follows from its findings and its failure.
+    score:      the highest of `categories` (every score that it gave, flagged or not) and its findings'.
+    ms:         wall time, waiting for a worker included; 0 where the verdict was remembered (`cached`).
+    """
+
+    guard: str
+    state: State
+    action: Action = Action.ALLOW
+    score: float = 0.0
+    categories: Mapping[str, float] = field(default_factory=dict)
+    findings: tuple[Finding, ...] = ()
+    ms: float = 0.0
+    failure: str | None = None
+    cached: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PartResult:
+    """What became of one text. `text` may be used in its place; what a verdict withholds is cut off."""
+
+    part: Part
+    verdict: Verdict
+    text: str
+    reports: tuple[GuardReport, ...] = ()
+
+    @property
+    def changed(self) -> bool:
+        return self.text != self.part.text
+
+
+@dataclass(frozen=True, slots=True)
+class ChainResult:
+    """What became of all texts, in their order."""
+
+    parts: tuple[PartResult, ...] = ()
+
+    @property
+    def action(self) -> Action:
+        return max((result.verdict.action for result in self.parts), default=Action.ALLOW)
+
+    @property
+    def verdict(self) -> Verdict:
+        """All parts' findings and failures; spans are each in their own part's text."""
+        verdict = Verdict()
+        for result in self.parts:
+            verdict = verdict.merge(result.verdict)
+        return verdict
+
+
+class InputChain:
+    """A policy's input guards, in two phases.
+
+    `transform` runs every guard that needs no worker, and those that may change the text: the engine needs
+    its result. `judge` runs the others, which can only withhold: beside the engine, whose first token waits
+    for the verdict. Both examine the text as it was received.
+    """
+
+    def __init__(
+        self,
+        guards: Sequence[Guard],
+        runner: JobRunner,
+        cache: VerdictCache | None = None,
+        *,
+        policy_digest: str,
+        roles: Collection[str] = ("user", "tool"),
+    ) -> None:
+        here = [guard for guard in guards if not guard.servables]
+        changing = [guard for guard in guards if guard.servables and guard.changes_text]
+        self._transforming = [stage for stage in (here, changing) if stage]
+        self._judging = [guard for guard in guards if guard.servables and not guard.changes_text]
+        self._bench = _Bench(runner, cache, policy_digest)
+        self._roles = frozenset(roles)
+
+    @property
+    def has_judges(self) -> bool:
+        """Whether `judge` has anything to do."""
+        return bool(self._judging)
+
+    async def transform(self, parts: Sequence[Part], vault: Vault) -> ChainResult:
+        """Phase 1. Masks go into `vault`, which must have been made from all of the request's texts."""
+        return await self._run(parts, self._transforming, vault)
+
+    async def judge(self, parts: Sequence[Part]) -> ChainResult:
+        """Phase 2, over the same parts as phase 1. The texts come back as they are, or cut where withheld."""
+        return await self._run(parts, [self._judging] if self._judging else [], Vault())
+
+    async def _run(
+        self, parts: Sequence[Part], stages: Sequence[Sequence[Guard]], vault: Vault
+    ) -> ChainResult:
+        examined = [part for part in parts if part.role in self._roles]
+        looks = iter(await self._bench.run(examined, stages, early_exit=True))
+        return ChainResult(
+            tuple(_conclude(part, next(looks) if part.role in self._roles else (), vault) for part in parts)
+        )
+
+
+async def check_texts(
+    guards: Sequence[Guard],
+    parts: Sequence[Part],
+    runner: JobRunner,
+    cache: VerdictCache | None = None,
+    *,
+    policy_digest: str,
+    vault: Vault | None = None,
+) -> ChainResult:
+    """Every guard's full report on every part, whatever the others say: for whoever chooses thresholds."""
+    vault = vault if vault is not None else Vault(part.text for part in parts)
+    looks = await _Bench(runner, cache, policy_digest).run(parts, [guards], early_exit=False)
+    return ChainResult(tuple(_conclude(part, own, vault) for part, own in zip(parts, looks, strict=True)))
+
+
+@dataclass(slots=True, eq=False)
+class _Look:
+    """One guard at one text."""
+
+    guard: Guard
+    part: Part
+    key: bytes | None
+    findings: list[Finding] = field(default_factory=list)
+    scores: dict[str, float] = field(default_factory=dict)
+    jobs: list[Job] = field(default_factory=list)
+    state: State = "skipped"
+    failure: str | None = None
+    cached: bool = False
+    ms: float = 0.0
+
+    @property
+    def action(self) -> Action:
+        action = max((finding.action for finding in self.findings), default=Action.ALLOW)
+        return max(action, self.guard.on_error) if self.failure else action
+
+    def recall(self, seen: Seen) -> None:
+        self.findings, self.scores = list(seen.findings), dict(seen.scores)
+        self.state, self.cached = "finished", True
+
+    def scan(self) -> None:
+        """What runs in the gateway: may be called in a thread."""
+        started = time.perf_counter()
+        try:
+            step = self.guard.examine(self.part.context).advance(self.part.text, True)
+        except Exception as error:
+            self.fail("failed", error)
+        else:
+            self.add(step)
+            self.jobs = list(step.jobs)
+            self.state = "skipped" if self.jobs else "finished"
+        self.ms = (time.perf_counter() - started) * 1000
+
+    def add(self, answer: Answer | Step) -> None:
+        self.findings += answer.findings
+        for category, score in answer.scores.items():
+            self.scores[category] = max(score, self.scores.get(category, 0.0))
+
+    def fail(self, reason: str, error: BaseException) -> None:
+        # The type only: an exception's message may quote the text that it stumbled over.
+        logger.warning("guard_failed", guard=self.guard.name, reason=reason, error=type(error).__name__)
+        self.state, self.failure = "failed", reason
+
+    def report(self) -> GuardReport:
+        scores = [*self.scores.values(), *(finding.score for finding in self.findings)]
+        return GuardReport(
+            guard=self.guard.name,
+            state="finished" if self.state == "skipped" and self.action.withholds else self.state,
+            action=self.action,
+            score=max(scores, default=0.0),
+            categories=self.scores,
+            findings=tuple(sorted(self.findings, key=lambda f: (f.start, f.end, f.entity_type))),
+            ms=round(self.ms, 3),
+            failure=self.failure,
+            cached=self.cached,
+        )
+
+    def verdict(self) -> Verdict:
+        failures = [Failure(self.guard.name, self.failure, self.guard.on_error)] if self.failure else []
+        return Verdict.of(self.findings, failures)
+
+
+class _Bench:
+    """Runs guards over texts, stage by stage, through the cache and the workers."""
+
+    def __init__(self, runner: JobRunner, cache: VerdictCache | None, policy_digest: str) -> None:
+        self._runner, self._cache, self._policy_digest = runner, cache, policy_digest
+
+    async def run(
+        self, parts: Sequence[Part], stages: Sequence[Sequence[Guard]], *, early_exit: bool
+    ) -> list[list[_Look]]:
+        """The looks at each part, in the order of stages and guards."""
+        keys = await self._keys(parts)
+        by_part: list[list[_Look]] = [[] for _ in parts]
+        sure = False
+        for guards in stages:
+            stage = []
+            for part, key, own in zip(parts, keys, by_part, strict=True):
+                fresh = [_Look(guard, part, key) for guard in guards]
+                own += fresh
+                stage += fresh
+            if not (sure and early_exit):
+                sure = await self._run_stage(stage, early_exit) or sure
+        return by_part
+
+    async def _keys(self, parts: Sequence[Part]) -> list[bytes | None]:
+        if self._cache is None:
+            return [None] * len(parts)
+        if sum(len(part.text) + len(part.prompt) for part in parts) > HASH_CHARACTERS:
+            return await asyncio.to_thread(self._hash, parts)
+        return self._hash(parts)
+
+    def _hash(self, parts: Iterable[Part]) -> list[bytes | None]:
+        # A request's own tools take part in the answer and in no key: such parts are always examined.
+        return [None if p.tools else content_key(self._policy_digest, p.context, p.text) for p in parts]
+
+    async def _run_stage(self, looks: Sequence[_Look], early_exit: bool) -> bool:
+        """Whether something is withheld."""
+        for look in looks:
+            seen = self._cache.get(look.key, look.guard.name) if self._cache and look.key else None
+            if seen:
+                look.recall(seen)
+        fresh = [look for look in looks if not look.cached]
+        sure = any(look.action.withholds for look in looks)
+        if not (sure and early_exit):
+            sure = await self._scan(fresh, early_exit) or sure
+        if not (sure and early_exit):
+            sure = await self._run_jobs(fresh, early_exit) or sure
+        for look in fresh:
+            if self._cache and look.key and look.state == "finished":
+                self._cache.put(look.key, look.guard.name, Seen(tuple(look.findings), dict(look.scores)))
+        return sure
+
+    async def _scan(self, looks: Sequence[_Look], early_exit: bool) -> bool:
+        if sum(len(look.part.text) for look in looks) > LOOP_CHARACTERS:
+            return await asyncio.to_thread(_scan_all, looks, early_exit)
+        return _scan_all(looks, early_exit)
+
+    async def _run_jobs(self, looks: Sequence[_Look], early_exit: bool) -> bool:
+        """Runs all jobs side by side; with `early_exit`, a withholding answer cancels those still running."""
+        started = time.perf_counter()
+        tasks = {
+            asyncio.ensure_future(self._answer(look.guard, job)): look for look in looks for job in look.jobs
+        }
+        open_jobs = {id(look): len(look.jobs) for look in looks if look.jobs}
+        sure = False
+        waiting = set(tasks)
+        try:
+            while waiting and not (sure and early_exit):
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    look = tasks[task]
+                    _take(look, task)
+                    open_jobs[id(look)] -= 1
+                    if not open_jobs[id(look)]:
+                        look.ms += (time.perf_counter() - started) * 1000
+                        look.state = "failed" if look.failure else "finished"
+                    sure = sure or look.action.withholds
+        finally:
+            for task in waiting:
+                task.cancel()
+            if waiting:
+                await asyncio.gather(*waiting, return_exceptions=True)
+        return sure
+
+    async def _answer(self, guard: Guard, job: Job) -> Answer:
+        async with asyncio.timeout(guard.deadline):
+            return job.read(await self._runner.run(job.servable, job.payload, guard.deadline))
+
+
+def _scan_all(looks: Sequence[_Look], early_exit: bool) -> bool:
+    sure = False
+    for look in looks:
+        look.scan()
+        sure = sure or look.action.withholds
+        if sure and early_exit:
+            break
+    return sure
+
+
+def _take(look: _Look, task: asyncio.Future[Answer]) -> None:
+    try:
+        look.add(task.result())
+    except JobError as error:
+        look.fail(error.reason, error)
+    except TimeoutError as error:
+        look.fail("timeout", error)
+    except (Exception, asyncio.CancelledError) as error:
+        look.fail("failed", error)
+
+
+def _conclude(part: Part, looks: Iterable[_Look], vault: Vault) -> PartResult:
+    verdict, reports = Verdict(), []
+    for look in looks:
+        verdict = verdict.merge(look.verdict())
+        reports.append(look.report())
+    text = apply(part.text, verdict, vault.placeholder) if verdict.action > Action.ALLOW else part.text
+    return PartResult(part, verdict, text, tuple(reports))
