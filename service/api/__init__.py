@@ -1,0 +1,1 @@
+"""The endpoints: thin handlers between HTTP and what does the work."""

@@ -1,0 +1,94 @@
+"""`/v1/chat/completions` and `/v1/completions`: read, understand, answer, record."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from service import passthrough
+from service.catalog import Catalog, Served
+from service.generation import Generation, Kind
+from service.http import Call, Receive, Scope, Send, header, parse_json, read_body, watch_for_disconnect
+from service.limits import Limiter
+from service.openai.errors import ApiError, BadRequest
+from service.openai.types import ChatRequest, CompletionRequest
+from service.openai.validation import explain
+from service.settings import Limits
+from service.telemetry.metrics import Metrics
+
+FORWARDED = (b"traceparent", b"tracestate")
+
+
+class GenerationEndpoint:
+    """One of the two, as a raw ASGI endpoint."""
+
+    def __init__(
+        self, kind: Kind, catalog: Catalog, metrics: Metrics, limiter: Limiter, limits: Limits
+    ) -> None:
+        self._kind: Kind = kind
+        self._catalog = catalog
+        self._metrics = metrics
+        self._limiter = limiter
+        self._limits = limits
+        self._adapter: TypeAdapter[Any] = TypeAdapter(ChatRequest if kind == "chat" else CompletionRequest)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        call: Call = scope["keel"]
+        body = await read_body(
+            scope, receive, max_bytes=self._limits.max_body_bytes, timeout=self._limits.body_timeout_s
+        )
+        generation = self._understand(scope, call, body)
+        task = asyncio.current_task()
+        assert task is not None
+        watcher = asyncio.create_task(watch_for_disconnect(call, receive, task))
+        try:
+            await self._answer(generation, send)
+        except asyncio.CancelledError:
+            call.state = "aborted"
+            raise
+        except ApiError as error:
+            call.state = "blocked" if error.code == "content_filter" else "failed"
+            call.error = error.code or error.type
+            raise
+        except Exception:
+            call.state, call.error = "failed", "internal_error"
+            raise
+        finally:
+            watcher.cancel()
+            generation.record(self._metrics)
+            if call.caller is not None and call.caller.limited:
+                await self._limiter.charge(call.caller, generation.usage.input + generation.usage.output)
+
+    def _understand(self, scope: Scope, call: Call, body: bytes) -> Generation:
+        payload = parse_json(body)
+        try:
+            request = self._adapter.validate_python(payload)
+        except ValidationError as error:
+            raise explain(error) from None
+        served = self._catalog.get(request.model)
+        _check_policy(request, served)
+        call.policy = served.name
+        call.stream = bool(request.stream)
+        headers = {"x-request-id": call.id}
+        for name in FORWARDED:
+            value = header(scope, name)
+            if value is not None:
+                headers[name.decode()] = value.decode("latin-1")
+        return Generation(self._kind, call, served, request, payload, headers)
+
+    async def _answer(self, generation: Generation, send: Send) -> None:
+        if generation.call.stream:
+            await passthrough.stream(generation, send)
+        else:
+            await passthrough.complete(generation, send)
+
+
+def _check_policy(request: ChatRequest | CompletionRequest, served: Served) -> None:
+    if (request.n or 1) > served.spec.max_n:
+        raise BadRequest(f"the policy {served.name!r} gives at most {served.spec.max_n} choices", param="n")
+    if request.stream and served.spec.streaming == "refuse":
+        raise BadRequest(f"the policy {served.name!r} does not stream: ask without 'stream'", param="stream")
+    if request.stream_options is not None and not request.stream:
+        raise BadRequest("'stream_options' is only for requests with 'stream': true", param="stream_options")

@@ -1,0 +1,102 @@
+"""One generation request: what it asks for, who answers it, and how its life is recorded.
+
+States: `received → input_checked → generating → releasing → finished | blocked | aborted | failed`.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import orjson
+
+from service.catalog import Served
+from service.http import Call, Header
+from service.openai.errors import BadRequest
+from service.openai.types import ChatRequest, CompletionRequest
+from service.telemetry.metrics import Metrics
+
+Kind = Literal["chat", "text_completion"]
+PATHS: dict[Kind, str] = {"chat": "/v1/chat/completions", "text_completion": "/v1/completions"}
+
+
+@dataclass(slots=True)
+class Usage:
+    """Tokens, as the engine counted them."""
+
+    input: int = 0
+    output: int = 0
+
+    def read(self, usage: Any) -> None:
+        """Take over a `usage` object, if it is one."""
+        if isinstance(usage, dict):
+            self.input = _count(usage.get("prompt_tokens"))
+            self.output = _count(usage.get("completion_tokens"))
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+@dataclass(slots=True)
+class Generation:
+    """A request that has been understood. `payload` is the body as it came, and is changed on the way."""
+
+    kind: Kind
+    call: Call
+    served: Served
+    request: ChatRequest | CompletionRequest
+    payload: dict[str, Any]
+    upstream_headers: dict[str, str]
+    usage: Usage = field(default_factory=Usage)
+    first_token_at: float | None = None
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream ends with a usage chunk."""
+        options = self.request.stream_options
+        return bool(options and options.include_usage)
+
+    @property
+    def path(self) -> str:
+        return PATHS[self.kind]
+
+    def upstream_body(self) -> bytes:
+        """What the engine is asked: the client's fields, under the engine's name for the model.
+
+        Usage is always asked for, because the token limits and the metrics need it.
+        """
+        self.payload["model"] = self.served.target.model
+        if self.call.stream:
+            options = self.payload.get("stream_options")
+            self.payload["stream_options"] = {**(options or {}), "include_usage": True}
+        try:
+            return orjson.dumps(self.payload)
+        except orjson.JSONEncodeError:
+            raise BadRequest("the body is nested too deeply", code="invalid_json") from None
+
+    def headers(self) -> list[Header]:
+        """What the client is told beside the reply."""
+        overhead = b"%.2f" % (self.call.overhead() * 1e3)
+        return [*self.served.headers, (b"x-keel-overhead-ms", overhead)]
+
+    def note_first_token(self) -> None:
+        """The first text is going out."""
+        if self.first_token_at is None:
+            self.first_token_at = time.perf_counter()
+
+    def record(self, metrics: Metrics) -> None:
+        """Count it, once it has ended."""
+        call, name = self.call, self.served.name
+        metrics.requests.labels(name, call.state).inc()
+        error_type = call.error or ("" if call.state in ("finished", "blocked") else call.state)
+        took = time.perf_counter() - call.started
+        metrics.request_duration.labels(self.kind, name, error_type).observe(took)
+        metrics.overhead.labels(name).observe(call.overhead())
+        if self.first_token_at is not None and call.stream:
+            metrics.time_to_first_token.labels(self.kind, name).observe(self.first_token_at - call.started)
+        if self.usage.input:
+            metrics.token_usage.labels(self.kind, name, "input").observe(self.usage.input)
+        if self.usage.output:
+            metrics.token_usage.labels(self.kind, name, "output").observe(self.usage.output)

@@ -1,0 +1,1 @@
+"""OpenAI's wire format: request types, errors and server-sent events."""

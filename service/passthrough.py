@@ -1,0 +1,101 @@
+"""Requests to a policy without guards: bytes in, bytes out, and only the model's name rewritten."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import orjson
+
+from service.engine.errors import UpstreamError
+from service.generation import Generation
+from service.http import JSON_TYPE, Send, send_response
+from service.openai import sse
+from service.openai.errors import from_engine
+
+# The first `"model": "…"` of an object as engines write it. Within a JSON string every quote is escaped,
+# so that this can't match inside a text.
+MODEL = re.compile(rb'(?<!\\)"model"\s*:\s*"(?:[^"\\]|\\.)*"')
+NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
+
+
+async def complete(generation: Generation, send: Send) -> None:
+    """A whole reply."""
+    call, served = generation.call, generation.served
+    body = generation.upstream_body()
+    call.state = "generating"
+    began = time.perf_counter()
+    try:
+        reply = await served.target.backend.complete(generation.path, body, generation.upstream_headers)
+    except UpstreamError as error:
+        raise from_engine(error) from error
+    finally:
+        call.upstream_s += time.perf_counter() - began
+    call.state = "releasing"
+    generation.usage.read(_usage(reply.body))
+    content = MODEL.sub(_model(generation), reply.body, count=1)
+    await send_response(send, 200, content, (JSON_TYPE, *generation.headers()))
+    call.state = "finished"
+
+
+async def stream(generation: Generation, send: Send) -> None:
+    """A reply as server-sent events. Once the first is out, an error is an event too."""
+    call, served = generation.call, generation.served
+    body = generation.upstream_body()
+    call.state = "generating"
+    began = time.perf_counter()
+    try:
+        events = await served.target.backend.open_stream(generation.path, body, generation.upstream_headers)
+        async with events:
+            await events.prime()
+            call.upstream_s += time.perf_counter() - began
+            await send(
+                {
+                    "type": "http.response.start",
+                    "status": 200,
+                    "headers": [*sse.HEADERS, *generation.headers()],
+                }
+            )
+            call.state = "releasing"
+            name = _model(generation)
+            began = time.perf_counter()
+            async for data in events:
+                call.upstream_s += time.perf_counter() - began
+                chunk = _chunk(generation, data, name)
+                if chunk:
+                    generation.note_first_token()
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                began = time.perf_counter()
+        call.upstream_s += time.perf_counter() - began
+    except UpstreamError as error:
+        failure = from_engine(error)
+        if call.status == 0:
+            raise failure from error
+        call.error, call.state = failure.code, "failed"
+        await send({"type": "http.response.body", "body": sse.raw_event(failure.body()) + sse.DONE})
+        return
+    await send({"type": "http.response.body", "body": sse.DONE})
+    call.state = "finished"
+
+
+def _chunk(generation: Generation, data: bytes, name: bytes) -> bytes:
+    """One event for the client; empty for a usage chunk that only we asked for."""
+    if NO_CHOICES.search(data):
+        usage = _usage(data)
+        generation.usage.read(usage)
+        if usage is not None and not generation.wants_usage:
+            return b""
+    return sse.raw_event(MODEL.sub(name, data, count=1))
+
+
+def _model(generation: Generation) -> bytes:
+    replacement = b'"model":' + orjson.dumps(generation.served.name)
+    return replacement.replace(b"\\", rb"\\")
+
+
+def _usage(body: bytes) -> object:
+    try:
+        parsed = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+    return parsed.get("usage") if isinstance(parsed, dict) else None

@@ -1,0 +1,138 @@
+"""Structured logs on stderr, written by a thread of their own so that a slow reader never stops the loop.
+
+Records carry identifiers, names, counts and times. Prompts and replies are never passed to a logger; that
+is a rule for callers, and a test sends marked text through every route and searches the log for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import sys
+import threading
+from collections.abc import Mapping
+from typing import Any, Literal, TextIO
+
+import orjson
+import structlog
+from structlog.typing import EventDict, FilteringBoundLogger
+
+MAX_WAITING = 10_000
+
+
+class Writer:
+    """A bounded queue and the thread that empties it. Lines beyond the bound are dropped and counted."""
+
+    def __init__(self, stream: TextIO, max_waiting: int = MAX_WAITING) -> None:
+        self._stream = stream
+        self._lines: queue.Queue[str | None] = queue.Queue(max_waiting)
+        self.dropped = 0
+        self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
+        self._thread.start()
+
+    def write(self, line: str) -> None:
+        """Queue a line, without its line feed; never blocks."""
+        try:
+            self._lines.put_nowait(line)
+        except queue.Full:
+            self.dropped += 1
+
+    def close(self) -> None:
+        """Write what is waiting and stop."""
+        if self._thread.is_alive():
+            self._lines.put(None)
+            self._thread.join(timeout=5)
+
+    def _run(self) -> None:
+        while (line := self._lines.get()) is not None:
+            batch = [line]
+            while not self._lines.empty() and len(batch) < 1_000:
+                following = self._lines.get()
+                if following is None:
+                    self._put(batch)
+                    return
+                batch.append(following)
+            self._put(batch)
+
+    def _put(self, batch: list[str]) -> None:
+        try:
+            self._stream.write("\n".join(batch) + "\n")
+            self._stream.flush()
+        except (OSError, ValueError):  # nobody reads any more
+            self.dropped += len(batch)
+
+
+class _Sink:
+    """What structlog calls a logger: something with one method per level."""
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+
+    def msg(self, message: str) -> None:
+        self._writer.write(message)
+
+    debug = info = warning = error = critical = exception = msg
+
+
+class _StdlibHandler(logging.Handler):
+    """Brings the records of libraries (uvicorn, aiohttp, asyncio) into the same stream and form."""
+
+    def __init__(self, log: FilteringBoundLogger) -> None:
+        super().__init__()
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        failure = record.exc_info[1] if record.exc_info else None
+        self._log.log(
+            record.levelno,
+            record.getMessage(),
+            logger=record.name,
+            **({"exc_info": failure} if failure else {}),
+        )
+
+
+def _json(_: object, __: str, event: EventDict) -> str:
+    return orjson.dumps(event, default=str).decode()
+
+
+def configure(
+    format: Literal["auto", "json", "console"] = "auto", level: str = "info", stream: TextIO | None = None
+) -> tuple[FilteringBoundLogger, Writer]:
+    """The gateway's logger, and the writer to close at the end. `auto` is for people on a terminal, else JSON."""
+    stream = stream or sys.stderr
+    writer = Writer(stream)
+    console = format == "console" or (format == "auto" and stream.isatty())
+    last: list[Any] = (
+        [structlog.dev.ConsoleRenderer(colors=stream.isatty())]
+        if console
+        else [structlog.processors.format_exc_info, _json]
+    )
+    number = getattr(logging, level.upper())
+    log: FilteringBoundLogger = structlog.wrap_logger(
+        _Sink(writer),
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+            *last,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+    )
+    handler = _StdlibHandler(log)
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(max(number, logging.WARNING))
+    return log, writer
+
+
+def silent() -> FilteringBoundLogger:
+    """A logger that says nothing, for tools and tests."""
+    log: FilteringBoundLogger = structlog.wrap_logger(
+        structlog.testing.CapturingLogger(),
+        processors=[_drop],
+        wrapper_class=structlog.make_filtering_bound_logger(60),
+    )
+    return log
+
+
+def _drop(_: object, __: str, event: Mapping[str, Any]) -> EventDict:
+    raise structlog.DropEvent

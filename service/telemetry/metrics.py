@@ -1,0 +1,122 @@
+"""Prometheus metrics: OpenTelemetry's GenAI names where they exist, `keel_*` for the rest.
+
+Labels are bounded: routes, policies, guards and their categories come from the code and the policy files,
+never from a request. Source of the names: OpenTelemetry semantic conventions for generative AI, in the
+spelling that OTLP-to-Prometheus translation gives them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+# Bucket bounds: the conventions' advice for durations and tokens; Keel's own times start at 50 µs.
+SECONDS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
+FIRST_TOKEN = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+TOKENS = (1, 4, 16, 64, 256, 1_024, 4_096, 16_384, 65_536, 262_144)
+FINE = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
+CHARACTERS = (0, 8, 16, 32, 64, 128, 256, 512, 1_024, 4_096)
+
+
+class Metrics:
+    """All metrics of one gateway, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        request = ("gen_ai_operation_name", "gen_ai_request_model")
+        self.request_duration = Histogram(
+            "gen_ai_server_request_duration_seconds",
+            "Duration of generation requests.",
+            (*request, "error_type"),
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.time_to_first_token = Histogram(
+            "gen_ai_server_time_to_first_token_seconds",
+            "From a streaming request's arrival to its first released token.",
+            request,
+            buckets=FIRST_TOKEN,
+            registry=registry,
+        )
+        self.token_usage = Histogram(
+            "gen_ai_client_token_usage",
+            "Tokens per request.",
+            (*request, "gen_ai_token_type"),
+            buckets=TOKENS,
+            registry=registry,
+        )
+        self.http_requests = Counter(
+            "keel_http_requests", "HTTP calls.", ("route", "method", "status"), registry=registry
+        )
+        self.in_flight = Gauge(
+            "keel_http_requests_in_flight", "HTTP calls being answered.", registry=registry
+        )
+        self.overhead = Histogram(
+            "keel_overhead_seconds",
+            "Time that a generation request spent in the gateway itself.",
+            ("model",),
+            buckets=FINE,
+            registry=registry,
+        )
+        self.requests = Counter(
+            "keel_requests", "Generation requests by how they ended.", ("model", "state"), registry=registry
+        )
+        self.verdicts = Counter(
+            "keel_verdicts", "Texts examined, by outcome.", ("model", "stage", "status"), registry=registry
+        )
+        self.guard_duration = Histogram(
+            "keel_guard_duration_seconds",
+            "Time that a guard took over one text.",
+            ("guard", "stage"),
+            buckets=FINE,
+            registry=registry,
+        )
+        self.findings = Counter(
+            "keel_guard_findings",
+            "What guards found.",
+            ("guard", "category", "action", "stage"),
+            registry=registry,
+        )
+        self.guard_errors = Counter(
+            "keel_guard_errors",
+            "Guards that could not answer.",
+            ("guard", "reason", "stage"),
+            registry=registry,
+        )
+        self.held_back = Histogram(
+            "keel_held_back_characters",
+            "Characters that a stream held back when a chunk had been examined.",
+            ("model",),
+            buckets=CHARACTERS,
+            registry=registry,
+        )
+        self.rejected = Counter(
+            "keel_requests_rejected", "Calls turned away at the door.", ("reason",), registry=registry
+        )
+        self.policy_reloads = Counter(
+            "keel_policy_reloads", "Policy reloads by outcome.", ("outcome",), registry=registry
+        )
+        self.policy_reload_ok = Gauge(
+            "keel_policy_last_reload_successful",
+            "1 if the last policy reload was taken over.",
+            registry=registry,
+        )
+        self.policy_info = Gauge(
+            "keel_policy_info", "Policies served.", ("model", "digest"), registry=registry
+        )
+        self.checkpoint_info = Gauge(
+            "keel_checkpoint_info", "Checkpoints served.", ("checkpoint", "digest"), registry=registry
+        )
+        self.ready = Gauge("keel_ready", "1 while the gateway takes requests.", registry=registry)
+
+    def exposition(self, others: Iterable[bytes] = ()) -> bytes:
+        """The text format, with the expositions of child processes behind it."""
+        return b"".join((generate_latest(self.registry), *others))
+
+
+@lru_cache(maxsize=4_096)
+def http_counter(metrics: Metrics, route: str, method: str, status: int) -> Callable[[], None]:
+    """`inc` of one child of `http_requests`; looking children up costs more than counting."""
+    return metrics.http_requests.labels(route, method, str(status)).inc
