@@ -57,9 +57,14 @@ def _resolve(name: str, preferred: Path) -> str:
         command += ["--overrides", "requirements/overrides.txt"]
     with tempfile.TemporaryDirectory() as scratch:
         resolved = Path(scratch, "lock.txt")
-        resolved.write_text(preferred.read_text().replace("+cpu", "") if preferred.exists() else "")
+        resolved.write_text(_as_resolved(preferred) if preferred.exists() else "")
         subprocess.run([*command, "--output-file", resolved], stdout=subprocess.DEVNULL, check=True, cwd=ROOT)
         return resolved.read_text()
+
+
+def _as_resolved(lock: Path) -> str:
+    """A lock's pins with torch named as uv resolves it."""
+    return lock.read_text().replace(f"{TORCH}+cpu", TORCH).replace(TORCH.replace("==", "==="), TORCH)
 
 
 def _reduce(resolved: str, *, cpu: bool) -> Iterator[str]:
@@ -71,8 +76,9 @@ def _reduce(resolved: str, *, cpu: bool) -> Iterator[str]:
         if cpu and (requirement.name.startswith(("nvidia-", "cuda-")) or requirement.name == "triton"):
             continue
         pin = f"{requirement.name}{requirement.specifier}"
-        if cpu and pin == TORCH:
-            pin += "+cpu"
+        if pin == TORCH:
+            # The index's own build is the CUDA build; `==` would also take a CPU build where one is offered.
+            pin = f"{TORCH}+cpu" if cpu else TORCH.replace("==", "===")
         needed_by = [python for python in PYTHONS if _applies(requirement, python)]
         if needed_by:
             yield pin + _marker(needed_by)
