@@ -104,8 +104,8 @@ class Registry:
         checkpoint = self._open(name)
         if at and not checkpoint.digest.startswith(digest):
             raise UnknownCheckpoint(
-                f"checkpoint {name!r} in {self.root} has digest {checkpoint.digest[:16]}…, not {digest[:16]}…; a "
-                "name is never reused, so these are other bytes than the ones meant"
+                f"checkpoint {name!r} in {self.root} has digest {checkpoint.digest[:16]}…, not "
+                f"{digest[:16]}…; a name is never reused, so these are other bytes than the ones meant"
             )
         return checkpoint
 
@@ -118,7 +118,7 @@ class Registry:
         if checkpoint.path != self.root / checkpoint.name:
             raise CheckpointError(f"{checkpoint.path}: not in the registry {self.root}")
         if self._open(checkpoint.name).digest != checkpoint.digest:
-            raise CheckpointError(f"{checkpoint.path}: its manifest changed in the meantime; resolve it again")
+            raise CheckpointError(f"{checkpoint.path}: its manifest has changed; resolve it again")
         listed = {file.path: file for file in checkpoint.manifest.files}
         present = set(_plain_files(checkpoint.path)) - {MANIFEST_NAME}
         if extra := sorted(present - listed.keys()):

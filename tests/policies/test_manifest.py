@@ -17,7 +17,11 @@ WEIGHTS = CheckpointFile(path="model.safetensors", role="weights", bytes=7, sha2
 
 texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | texts | st.floats(allow_nan=False, allow_infinity=False),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | texts
+    | st.floats(allow_nan=False, allow_infinity=False),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
     max_leaves=8,
 )
@@ -36,7 +40,9 @@ manifests = st.builds(
         st.builds(DataSource, path=texts, origin=texts, licence=texts, sha256=st.just(SHA)), max_size=2
     ),
     evaluations=st.lists(
-        st.builds(Evaluation, metric=texts, value=finite, low=st.none() | finite, data=texts, n=st.integers(0, 9)),
+        st.builds(
+            Evaluation, metric=texts, value=finite, low=st.none() | finite, data=texts, n=st.integers(0, 9)
+        ),
         max_size=2,
     ),
     gate=st.builds(Gate, passed=st.booleans(), checks=st.lists(texts, max_size=2)),
@@ -127,7 +133,9 @@ def test_a_manifest_that_makes_no_sense_is_refused(changes: dict[str, object], m
         a_manifest(**changes)
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"null", b"{", b"\xff\xfe", b"[" * 100_000, b'{"name": NaN}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"null", b"{", b"\xff\xfe", b"[" * 100_000, b'{"name": NaN}']
+)
 def test_what_is_no_manifest_gets_an_error_that_names_the_file(content: bytes) -> None:
     with pytest.raises(CheckpointError, match=r"^here/manifest\.json: "):
         Manifest.from_bytes(content, "here/manifest.json")

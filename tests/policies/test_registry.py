@@ -71,7 +71,11 @@ def test_listing_is_sorted_and_ignores_what_is_no_checkpoint(root: Path) -> None
 def test_a_reference_to_nothing_is_an_error_that_names_it(root: Path, ref: str) -> None:
     with pytest.raises(UnknownCheckpoint) as caught:
         Registry(root).resolve(ref)
-    assert ref in str(caught.value) or repr(ref) in str(caught.value) or ref.partition("@")[2][:16] in str(caught.value)
+    assert (
+        ref in str(caught.value)
+        or repr(ref) in str(caught.value)
+        or ref.partition("@")[2][:16] in str(caught.value)
+    )
 
 
 def test_an_unknown_name_lists_the_known_ones(root: Path) -> None:

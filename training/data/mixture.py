@@ -108,7 +108,11 @@ def _read_source(source: SourceConfig, path: Path, chance: random.Random) -> tup
     candidates: list[Conversation] = []
     total = 0
     for conversation in read_conversations(
-        path, source.format, source.columns, source.supervise, skipped if source.on_bad_row == "skip" else None
+        path,
+        source.format,
+        source.columns,
+        source.supervise,
+        skipped if source.on_bad_row == "skip" else None,
     ):
         total += 1
         cleaned = clean_conversation(conversation) if source.clean else conversation

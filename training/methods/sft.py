@@ -33,8 +33,15 @@ from pydantic import Field, model_validator
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
+from policies.manifest import DataSource, Evaluation
 from training.config import Config
 from training.data.mixture import Mixture, MixtureConfig, load_mixture, texts
 from training.data.packing import Batch, Row, collate, pack
@@ -43,6 +50,7 @@ from training.data.tokenizer import train_tokenizer
 from training.errors import TrainingError
 from training.losses.language_model import next_token_loss, shifted_positions
 from training.optimization import OptimizerConfig, ScheduleConfig, build_optimizers, set_learning_rate
+from training.provenance import RunRecord, code_revision
 from training.run_directory import RunDirectory, load_parameters, restore
 
 
@@ -59,6 +67,14 @@ class ModelConfig(Config):
     max_position_embeddings: int
 
 
+class SamplingConfig(Config):
+    """Defaults for whoever serves the model, where a request says nothing else."""
+
+    temperature: float = Field(default=0.7, gt=0)
+    top_p: float = Field(default=0.9, gt=0, le=1)
+    repetition_penalty: float = Field(default=1.1, ge=1)
+
+
 class SftConfig(Config):
     """`model` trains from scratch with a new tokenizer; `init`, a directory, continues from its weights."""
 
@@ -73,6 +89,7 @@ class SftConfig(Config):
     steps: int = Field(gt=0)
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+    sampling: SamplingConfig = SamplingConfig()
     precision: Literal["bf16", "fp32"] = "fp32"
     compile: bool = False
     threads: int | None = Field(default=None, ge=1)
@@ -99,6 +116,16 @@ class HeldOutScore:
     @property
     def perplexity(self) -> float:
         return math.exp(self.loss)
+
+    def perplexity_interval(self, seed: int, resamples: int = 2000) -> tuple[float, float]:
+        """The 95 % percentile-bootstrap interval, over conversations (Efron 1979)."""
+        sums_R2 = torch.tensor(self.per_row, dtype=torch.float64)
+        generator = torch.Generator().manual_seed(seed)
+        picks_SR = torch.randint(len(sums_R2), (resamples, len(sums_R2)), generator=generator)
+        totals_S2 = sums_R2[picks_SR].sum(dim=1)
+        losses_S = totals_S2[:, 0] / totals_S2[:, 1]
+        low, high = losses_S.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).exp().tolist()
+        return low, high
 
 
 class Learner:
@@ -132,7 +159,9 @@ class Learner:
             loss, _ = self.loss(batch)
             (loss / count).backward()  # type: ignore[no-untyped-call]
             total += loss.item()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._config.optimizer.clip_norm).item()
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.model.parameters(), self._config.optimizer.clip_norm
+        ).item()
         if not (math.isfinite(total) and math.isfinite(norm)):
             raise TrainingError(
                 f"the loss or its gradient is not finite (loss {total / count}, norm {norm}); "
@@ -184,7 +213,9 @@ def build_model(config: SftConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaF
 
 def build_tokenizer(config: SftConfig, mixture: Mixture) -> PreTrainedTokenizerFast:
     if config.model is not None:
-        return train_tokenizer(texts(mixture.train), config.model.vocab_size, config.model.max_position_embeddings)
+        return train_tokenizer(
+            texts(mixture.train), config.model.vocab_size, config.model.max_position_embeddings
+        )
     tokenizer = AutoTokenizer.from_pretrained(str(config.init))
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise TrainingError(f"{config.init}: its tokenizer is not a fast tokenizer, which rendering needs")
@@ -277,7 +308,9 @@ def train(config: SftConfig, data_root: Path, run_path: Path, stop_after: int | 
             done = step + 1
             if done % config.log_every == 0 or done == config.steps:
                 tokens = config.rows_per_step * config.row_length / seconds
-                run.log({"step": done, "loss": loss, "grad_norm": norm, "lr": rate, "tokens_per_s": round(tokens)})
+                run.log(
+                    {"step": done, "loss": loss, "grad_norm": norm, "lr": rate, "tokens_per_s": round(tokens)}
+                )
             if done % config.evaluate_every == 0 or done == config.steps:
                 score = learner.evaluate(held_out_rows, pad_id)
                 run.log({"step": done, "held_out_loss": score.loss, "held_out_perplexity": score.perplexity})
@@ -285,16 +318,51 @@ def train(config: SftConfig, data_root: Path, run_path: Path, stop_after: int | 
                 run.save(done, learner.model, learner.optimizers, {})
             advance(loss)
     if end == config.steps:
-        write_model(final, learner.model, tokenizer)
+        write_model(final, learner.model, tokenizer, config.sampling)
+        write_record(config, mixture, learner.evaluate(held_out_rows, pad_id), run_path)
     return final
 
 
-def write_model(place: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    """The model directory that vLLM and transformers load, in bfloat16."""
+def write_model(
+    place: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, sampling: SamplingConfig
+) -> None:
+    """The model directory that vLLM and transformers load, in bfloat16, with its sampling defaults."""
     tokenizer.save_pretrained(place)
     copy = LlamaForCausalLM(model.config)
     copy.load_state_dict(model.state_dict())
+    copy.generation_config = GenerationConfig(
+        do_sample=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **sampling.model_dump(),
+    )
     copy.to(torch.bfloat16).save_pretrained(place)
+
+
+def write_record(config: SftConfig, mixture: Mixture, score: HeldOutScore, run_path: Path) -> None:
+    """Leave the run's record for the manifest, with the held-out perplexity and its bootstrap interval."""
+    low, high = score.perplexity_interval(config.seed)
+    RunRecord(
+        method="sft",
+        config=config.model_dump(mode="json"),
+        seed=config.seed,
+        code_revision=code_revision(),
+        data=tuple(
+            DataSource(path=s.path, origin=s.origin, licence=s.licence, sha256=mixture.digests[s.path])
+            for s in config.data.sources
+        ),
+        evaluations=(
+            Evaluation(
+                metric="perplexity",
+                value=score.perplexity,
+                low=low,
+                high=high,
+                data="supervised tokens of the held-out conversations",
+                n=len(score.per_row),
+            ),
+        ),
+        earlier=RunRecord.read(Path(config.init).parent) if config.init is not None else None,
+    ).write(run_path)
 
 
 class _progress:

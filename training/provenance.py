@@ -1,0 +1,71 @@
+"""What a run leaves behind for the manifest: how it was made, from what, and how good it is.
+
+`record.json` in the run's directory. A run that starts from another one's result carries that one's
+record, so that a checkpoint names everything its weights have seen.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from pydantic import JsonValue, ValidationError
+
+from policies.manifest import DataSource, Evaluation
+from training.config import Config
+from training.errors import TrainingError
+
+RECORD_NAME = "record.json"
+
+
+class RunRecord(Config):
+    """One finished run; `earlier` is the run whose weights it started from."""
+
+    method: str
+    config: dict[str, JsonValue]
+    seed: int
+    code_revision: str
+    data: tuple[DataSource, ...]
+    evaluations: tuple[Evaluation, ...] = ()
+    earlier: RunRecord | None = None
+
+    @property
+    def stages(self) -> tuple[RunRecord, ...]:
+        """This run and those before it, the first one first."""
+        return (*(self.earlier.stages if self.earlier else ()), self)
+
+    @property
+    def all_data(self) -> tuple[DataSource, ...]:
+        """Every file that any stage was trained on, once."""
+        return tuple(dict.fromkeys(source for stage in self.stages for source in stage.data))
+
+    def write(self, run: Path) -> None:
+        (run / RECORD_NAME).write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, run: Path) -> RunRecord:
+        """The record in `run`; raises TrainingError where there is none, so the run isn't finished."""
+        path = run / RECORD_NAME
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise TrainingError(f"{path}: no record of a finished run; let the run end first") from error
+        except ValidationError as error:
+            raise TrainingError(f"{path}: not a run record: {error}") from error
+
+
+def code_revision() -> str:
+    """The commit of this code, with `+changes` where training or manifest code differs from it."""
+    root = Path(__file__).parent.parent
+    try:
+        revision = _git(root, "rev-parse", "HEAD")
+        changed = _git(root, "status", "--porcelain", "--", "training", "policies/manifest.py")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return revision + ("+changes" if changed else "")
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    finished = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
+    return finished.stdout.strip()
