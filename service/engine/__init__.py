@@ -18,6 +18,8 @@ from service.engine.errors import (
 )
 from service.engine.event_stream import EventStream
 from service.engine.observer import EngineObserver, NullObserver
+from service.engine.vllm_command import VllmConfig
+from service.engine.vllm_process import ManagedVllm, VllmFailed
 
 __all__ = [
     "Aborted",
@@ -27,6 +29,7 @@ __all__ = [
     "EventStream",
     "InStreamError",
     "Interrupted",
+    "ManagedVllm",
     "NullObserver",
     "Overloaded",
     "PoolLimits",
@@ -40,5 +43,7 @@ __all__ = [
     "UpstreamError",
     "UpstreamStatusError",
     "UpstreamTimeout",
+    "VllmConfig",
+    "VllmFailed",
     "end_to_end",
 ]

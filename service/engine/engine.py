@@ -7,6 +7,9 @@
         async for payload in events: ...
     await engine.aclose(drain=30)
 
+With a vLLM of its own: `Engine.managed(ManagedVllm(VllmConfig(folder, "demo-chat")))`, and after `start`
+`await engine.wait_ready()`.
+
 Aborting: cancel the task that awaits `complete`, or leave the `stream` block (or call `close` on what it
 gave). Either closes the upstream's connection at once, and an OpenAI-compatible server then stops
 generating. Nothing is sent again after an abort.
@@ -17,12 +20,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Self
 
 from service.engine.client import Headers, Reply, UpstreamClient
 from service.engine.config import PoolLimits, SizeLimits, TimeLimits, UpstreamConfig
 from service.engine.event_stream import EventStream
 from service.engine.observer import EngineObserver, NullObserver
 from service.engine.pool import UpstreamPool
+from service.engine.vllm_process import ManagedVllm
 
 
 class StreamRequest:
@@ -58,12 +63,28 @@ class Engine:
         sizes: SizeLimits | None = None,
         limits: PoolLimits | None = None,
         observer: EngineObserver | None = None,
+        child: ManagedVllm | None = None,
     ) -> None:
-        """Raises `ValueError` for settings that can't work."""
+        """Raises `ValueError` for settings that can't work. See `managed` for an engine with a child."""
         self._limits = limits or PoolLimits()
         self._observer: EngineObserver = observer or NullObserver()
         self._clients = [UpstreamClient(config, times, sizes) for config in upstreams]
         self._pool: UpstreamPool | None = None
+        self.child = child
+
+    @classmethod
+    def managed(
+        cls,
+        child: ManagedVllm,
+        *,
+        times: TimeLimits | None = None,
+        sizes: SizeLimits | None = None,
+        limits: PoolLimits | None = None,
+        observer: EngineObserver | None = None,
+    ) -> Self:
+        """An engine whose one upstream is a vLLM server that it starts, watches and stops itself."""
+        upstream = UpstreamConfig(child.name, child.base_url, api_key=child.api_key)
+        return cls([upstream], times=times, sizes=sizes, limits=limits, observer=observer, child=child)
 
     @property
     def pool(self) -> UpstreamPool:
@@ -74,13 +95,24 @@ class Engine:
     @property
     def ready(self) -> bool:
         """Whether a request that comes now has a chance of being answered."""
+        if self.child is not None and not self.child.ready:
+            return False
         return self._pool is not None and self._pool.ready
 
     async def start(self) -> None:
-        """Open the connection pools."""
+        """Open the connection pools and begin to start the child, if there is one; see `wait_ready`."""
         for client in self._clients:
             await client.open()
         self._pool = UpstreamPool(self._clients, self._limits, self._observer)
+        if self.child is not None:
+            self._follow_child()
+            self.child.subscribe(self._follow_child)
+            await self.child.start()
+
+    async def wait_ready(self, seconds: float | None = None) -> None:
+        """Wait for the child to serve. Raises `VllmFailed`, or `TimeoutError` after `seconds`."""
+        if self.child is not None:
+            await self.child.wait_ready(seconds)
 
     async def complete(
         self, path: str, body: bytes | None, headers: Headers | None = None, *, method: str = "POST"
@@ -113,7 +145,20 @@ class Engine:
         Returns whether all had ended by themselves.
         """
         drained = True
-        if self._pool is not None:
-            drained = await self._pool.drain(drain)
-        await asyncio.gather(*(client.close() for client in self._clients))
+        try:
+            if self._pool is not None:
+                drained = await self._pool.drain(drain)
+        finally:
+            await asyncio.gather(*(client.close() for client in self._clients))
+            if self.child is not None:
+                await self.child.stop()
         return drained
+
+    def _follow_child(self) -> None:
+        child = self.child
+        if child is None or self._pool is None:
+            return
+        serving = child.state == "ready"
+        if serving:
+            self._clients[0].move(child.base_url)  # every start takes a new port
+        self._pool.set_up(child.name, serving)
