@@ -19,7 +19,7 @@ import structlog
 
 from guardrails.guard import Answer, Channel, Context, Guard, Job, JobError, JobRunner, Stage, Step
 from guardrails.masking import Vault
-from guardrails.stream import apply
+from guardrails.apply import apply
 from guardrails.verdict import Action, Failure, Finding, Verdict
 from guardrails.verdict_cache import Seen, VerdictCache, content_key
 

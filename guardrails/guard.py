@@ -61,7 +61,8 @@ class Step:
     """What an examination knows after the text so far.
 
     `settled`: every finding that starts before this offset has been reported, now or earlier, or is the
-    subject of a job already handed out; and none of the reported ones ends beyond it. Never decreases.
+    subject of a job already handed out. Never decreases; what is reported or handed out now starts at or
+    after the last step's `settled`. A finding may end beyond it: its span is held until it is settled.
     `findings`, `scores` and `jobs` are those that are new since the last step; scores of one category are
     merged by their maximum.
     """

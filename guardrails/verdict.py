@@ -26,7 +26,7 @@ class Action(IntEnum):
         return self >= Action.ESCALATE
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class Finding:
     """One thing that one guard found in one text.
 
@@ -47,6 +47,18 @@ class Finding:
     def __post_init__(self) -> None:
         if not 0 <= self.start <= self.end:
             raise ValueError(f"a finding's span must satisfy 0 <= start <= end, got {self.start}..{self.end}")
+
+    def __lt__(self, other: Finding) -> bool:
+        """Findings sort by their place in the text; the order is total, and agrees with equality."""
+        return self._order() < other._order()
+
+    def _order(self) -> tuple[object, ...]:
+        replacement = (self.replacement is not None, self.replacement or "")  # None compares with no text
+        return (
+            (self.start, self.end, self.guard, self.entity_type, self.score, self.action)
+            + replacement
+            + (self.mask,)
+        )
 
 
 @dataclass(frozen=True, slots=True, order=True)

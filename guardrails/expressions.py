@@ -1,0 +1,272 @@
+"""Rewriting a regular expression so that its engine shows how far it depends on text yet to come.
+
+A backtracking search from one start is a deterministic walk over the text. As long as the walk never
+looks at the end of the text, every longer text gives the same walk, and so the same match or the same
+failure. The `regex` package reports a *partial* match as soon as a walk wants a character beyond the end;
+two things escape it, and the rewriting (the *hold* form) closes both with a probe, a look-ahead that wants
+one character and then doesn't mind:
+
+* assertions (`\\b`, `$`, a look-behind, a back-reference to an unset group) answer at the end of the text
+  without wanting more, though more text may change the answer;
+* a repeated group that could stop or go on at the end of the text silently stops.
+
+The hold form ends with an assertion that always fails, so that the search visits every walk from every
+start: the first start with a partial match is the first one that future text can still change.
+
+Only constructs whose behaviour at the end of a text is known are let through; the others are refused with
+a message that says what to write instead. `tests/guardrails/test_scan.py` compares the result with
+exhaustive extension of the text, construct by construct and at random.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+_PROBE = "(?=(?s:.)|)"
+# `$` also looks past a last newline: "x\n" ends a line for it, "x\ny" does not.
+_PROBE_PAST_NEWLINE = r"(?=\n?+(?s:.)|)"
+_NEVER = "(?!)"
+
+_GLOBAL_FLAGS = re.compile(r"\(\?([a-zA-Z0-9]+)\)")
+_SCOPED_FLAGS = re.compile(r"\(\?([a-zA-Z]*)(?:-([a-zA-Z]+))?:")
+_GROUP = re.compile(r"\((?:\?(?:P?<[A-Za-z_]\w*>|:|>|=|!|<=|<!))?")
+_NAMED_REFERENCE = re.compile(r"\(\?P=[A-Za-z_]\w*\)")
+_COUNT = re.compile(r"\{(?:\d+(?:,\d*)?|,\d+)\}")
+_CODE_POINT = re.compile(r"x[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4}|U[0-9A-Fa-f]{8}|[pP](?:\{[^{}]+\}|[A-Z])|N\{[^{}]+\}")
+_POSIX_CLASS = re.compile(r"\[:\^?[a-z]+:\]")
+
+_CHARACTER_ESCAPES = frozenset("afnrtvdDsSwW0")
+_ASSERTION_ESCAPES = frozenset("bBmMZ")
+_REFUSED_ESCAPES = {
+    "X": "a grapheme's end can't be told until the next one begins; match the code points instead",
+    "R": r"write (?:\r\n|[\n\r]) instead",
+    "K": "it moves the start of a match after the fact; use a look-behind (?<=…) instead",
+    "G": "it depends on where an earlier match ended; leave it out",
+    "L": "named lists are not supported; use 'words' or an alternation",
+    "g": r"write \1 or (?P=name) instead",
+}
+_REFUSED_GROUPS = (
+    (re.compile(r"\(\?\("), "conditional groups", "write the two cases as an alternation"),
+    (re.compile(r"\(\?\|"), "branch-reset groups", "use plain groups (?:…)"),
+    (re.compile(r"\(\?(?:R|[+-]?\d|&|P>)"), "recursive and called groups", "write the repetition out"),
+    (re.compile(r"\(\*"), "backtracking verbs", "leave the verb out"),
+)
+
+
+class PatternError(ValueError):
+    """An expression that can't be used on a stream: what is wrong, where in it, and what to do instead."""
+
+    def __init__(self, message: str, expression: str, position: int | None = None) -> None:
+        at = "" if position is None else f" at column {position + 1}"
+        super().__init__(f"{message}{at} in the expression {expression!r}")
+        self.position = position
+
+
+@dataclass(slots=True)
+class _Group:
+    """A group that is open: where its body begins in the output, and which way the engine walks in it."""
+
+    body: int
+    opened_at: int
+    backward: bool
+    look_behind: bool
+
+
+@dataclass(slots=True)
+class _Rewriter:
+    source: str
+    verbose: bool
+    position: int = 0
+    out: list[str] = field(default_factory=list)
+    groups: list[_Group] = field(default_factory=list)
+    refers_to_groups: bool = False
+
+    def fail(self, what: str, instead: str) -> PatternError:
+        return PatternError(f"{what}: not supported on streams; {instead}", self.source, self.position)
+
+    def take(self, text: str) -> None:
+        self.out.append(text)
+        self.position += len(text)
+
+    def take_probed(self, text: str, probe: str = _PROBE) -> None:
+        self.out.append(f"(?:{probe}{text})")
+        self.position += len(text)
+
+    def run(self) -> None:
+        source = self.source
+        while self.position < len(source):
+            char = source[self.position]
+            if char == "\\":
+                self.escape()
+            elif char == "[":
+                self.take(source[self.position : self.end_of_set()])
+            elif char == "(":
+                self.open_group()
+            elif char == ")":
+                self.close_group()
+            elif char == "$":
+                self.take_probed(char, _PROBE_PAST_NEWLINE)
+            elif char == "^":
+                self.take_probed(char)
+            elif char == "{":
+                self.count()
+            elif self.verbose and char == "#":
+                self.take(source[self.position : self.end_of_blank(self.position)])
+            else:
+                self.take(char)
+        if self.groups:
+            self.position = self.groups[-1].opened_at
+            raise PatternError("a group is never closed", source, self.position)
+
+    def escape(self) -> None:
+        source, start = self.source, self.position
+        char = source[start + 1 : start + 2]
+        if not char:
+            raise PatternError("a lone backslash ends it", source, start)
+        if char in _ASSERTION_ESCAPES:
+            self.take_probed("\\" + char)
+        elif char.isdigit() and char != "0":
+            self.back_reference()
+        elif char == "A" or char in _CHARACTER_ESCAPES or not (char.isalpha() or char.isdigit()):
+            self.take("\\" + char)
+        elif code := _CODE_POINT.match(source, start + 1):
+            self.take("\\" + code[0])
+        else:
+            instead = _REFUSED_ESCAPES.get(char, "escape only what needs it")
+            raise self.fail(f"the escape \\{char}", instead)
+
+    def back_reference(self) -> None:
+        digits = re.compile(r"\\(\d+)").match(self.source, self.position)
+        assert digits is not None  # noqa: S101  # the caller has seen the digit
+        if len(digits[1]) > 2:
+            raise self.fail(f"the octal escape {digits[0]}", r"write it as \xNN or \uNNNN")
+        self.refers_to_groups = True
+        self.take_probed(digits[0])
+
+    def end_of_set(self) -> int:
+        source = self.source
+        at = self.position + 1
+        if source.startswith("^", at):
+            at += 1
+        if source.startswith("]", at):
+            at += 1
+        while at < len(source) and source[at] != "]":
+            if source[at] == "\\":
+                char = source[at + 1 : at + 2]
+                if char.isalpha() and not (
+                    char in _CHARACTER_ESCAPES or char == "b" or _CODE_POINT.match(source, at + 1)
+                ):
+                    raise PatternError(f"the escape \\{char} means nothing in a set", source, at)
+                at += 2
+            elif source[at] == "[":
+                posix = _POSIX_CLASS.match(source, at)
+                if posix is None:
+                    raise PatternError(r"sets within sets are not supported; write a literal '[' as '\['", source, at)
+                at = posix.end()
+            else:
+                at += 1
+        if at >= len(source):
+            raise PatternError("a set '[' is never closed", source, self.position)
+        return at + 1
+
+    def open_group(self) -> None:
+        source, start = self.source, self.position
+        if source.startswith("(?#", start):
+            end = source.find(")", start)
+            self.position = len(source) if end < 0 else end + 1
+            return
+        for expression, what, instead in _REFUSED_GROUPS:
+            if expression.match(source, start):
+                raise self.fail(what, instead)
+        if named := _NAMED_REFERENCE.match(source, start):
+            self.refers_to_groups = True
+            self.take_probed(named[0])
+            return
+        scoped = _SCOPED_FLAGS.match(source, start)
+        opening = scoped or _GROUP.match(source, start)
+        assert opening is not None  # noqa: S101  # _GROUP matches a bare parenthesis
+        if scoped and not set((scoped[1] or "") + (scoped[2] or "")) <= set("ims"):
+            raise self.fail(f"the flags {scoped[0]}", "only i, m and s can be set for a part of an expression")
+        text = opening[0]
+        if text == "(" and source.startswith("(?", start):
+            if _GLOBAL_FLAGS.match(source, start):
+                raise self.fail("flags in mid-expression", "put them at its start, or write (?i:…)")
+            raise self.fail(f"the group {source[start : start + 4]}…", "use a plain group (?:…)")
+        look_behind = text in ("(?<=", "(?<!")
+        backward = look_behind or (bool(self.groups) and self.groups[-1].backward and text not in ("(?=", "(?!"))
+        if look_behind:
+            self.out.append(f"(?:{_PROBE}")
+        self.take(text)
+        self.groups.append(_Group(len(self.out), start, backward, look_behind))
+
+    def close_group(self) -> None:
+        if not self.groups:
+            raise PatternError("a ')' closes nothing", self.source, self.position)
+        group = self.groups.pop()
+        self.take(")")
+        follows = self.source[self.end_of_blank(self.position) :][:1] if self.verbose else self.source[self.position :][:1]
+        if group.look_behind:
+            self.out.append(")")
+        elif follows and follows in "*+?{" and not group.backward:
+            self.out.insert(group.body, f"{_PROBE}(?:")
+            self.out.insert(-1, ")")
+
+    def count(self) -> None:
+        count = _COUNT.match(self.source, self.position)
+        if count is None:
+            raise self.fail("'{' that is no repeat count", r"write a literal brace as '\{'; fuzzy matching is not supported")
+        self.take(count[0])
+
+    def end_of_blank(self, at: int) -> int:
+        """The first offset from `at` on that is neither white space nor a comment (verbose mode only)."""
+        source = self.source
+        while at < len(source):
+            if source[at].isspace():
+                at += 1
+            elif source[at] == "#":
+                newline = source.find("\n", at)
+                at = len(source) if newline < 0 else newline + 1
+            else:
+                break
+        return at
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """An expression taken apart: global flags, the body without them, and the body's hold form."""
+
+    flags: str
+    body: str
+    hold: str
+    refers_to_groups: bool
+
+    @property
+    def plain(self) -> str:
+        return f"(?{self.flags}){self.body}" if self.flags else self.body
+
+    @property
+    def holding(self) -> str:
+        """Matches nothing; searched with `partial=True` it finds the first start still open to change."""
+        flags = f"(?{self.flags})" if self.flags else ""
+        return f"{flags}(?:{self.hold}){_NEVER}"
+
+
+def analyse(source: str) -> Expression:
+    """Take `source` apart. Raises `PatternError` for what can't be decided on a growing text."""
+    flags, start = "", 0
+    while leading := _GLOBAL_FLAGS.match(source, start):
+        flags += leading[1]
+        start = leading.end()
+    unknown = sorted(set(flags) - set("aimsux"))
+    if unknown:
+        raise PatternError(
+            f"the flag {unknown[0]!r} is not supported on streams; a, i, m, s, u and x are", source, 0
+        )
+    flags = "".join(sorted(set(flags)))
+    body = source[start:]
+    if "x" in flags:
+        body += "\n"  # so that a closing comment doesn't swallow what is put after the body
+    rewriter = _Rewriter(body, verbose="x" in flags)
+    rewriter.run()
+    return Expression(flags, body, "".join(rewriter.out), rewriter.refers_to_groups)
