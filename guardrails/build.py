@@ -22,7 +22,7 @@ from policies.errors import Problem
 from policies.spec import GuardBase, PolicySpec
 
 if TYPE_CHECKING:
-    from guardrails.runtime import ServableSpec
+    from guardrails.servable import ServableSpec
     from policies.registry import Registry
 
 

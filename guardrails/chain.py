@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import structlog
 
+from guardrails.apply import apply
 from guardrails.guard import Answer, Channel, Context, Guard, Job, JobError, JobRunner, Stage, Step
 from guardrails.masking import Vault
 from guardrails.apply import apply

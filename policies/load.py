@@ -113,8 +113,13 @@ def _references(spec: PolicySpec) -> Iterable[tuple[tuple[str | int, ...], str]]
             nested = guard.arguments if isinstance(guard, ToolCallsSpec) else ()
             inside = [(("arguments", inner), argument) for inner, argument in enumerate(nested)]
             for extra, one in [((), guard), *inside]:
-                if isinstance(one, ClassifierBase) and isinstance(one.model, str):
+                if isinstance(one, ClassifierBase) and isinstance(one.model, str) and not _is_path(one.model):
                     yield (stage, index, *extra, "model"), one.model
+
+
+def _is_path(model: str) -> bool:
+    """A model's folder, which no registry knows; the guard's own check looks there."""
+    return os.sep in model or model.startswith(".")
 
 
 def _missing_keys(spec: PolicySpec) -> Iterable[Problem]:
