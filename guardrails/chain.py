@@ -20,7 +20,6 @@ import structlog
 from guardrails.apply import apply
 from guardrails.guard import Answer, Channel, Context, Guard, Job, JobError, JobRunner, Stage, Step
 from guardrails.masking import Vault
-from guardrails.apply import apply
 from guardrails.verdict import Action, Failure, Finding, Verdict
 from guardrails.verdict_cache import Seen, VerdictCache, content_key
 
