@@ -33,7 +33,7 @@ class Observer:
         """A batch of `size` distinct payloads came back after `seconds`."""
 
     def on_job(self, servable: str, outcome: str, seconds: float) -> None:
-        """One caller's job ended: "ok", "cancelled" or a `JobError` reason, `seconds` after it was asked."""
+        """One caller's job ended: "ok", "cached", "cancelled" or a `JobError` reason, after `seconds`."""
 
     def on_worker(self, event: WorkerEvent, pid: int, detail: str) -> None:
         """Something happened to a worker; `detail` names a servable or a reason, never a text."""

@@ -13,6 +13,8 @@ workers load the whole new set while the old ones keep answering, and take over 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
@@ -32,7 +34,8 @@ class Runtime:
     """A pool of guard workers. Belongs to one event loop; `guardrails.guard.JobRunner` for the guards.
 
     `max_queue` bounds waiting jobs, `max_queue_bytes` their payloads; beyond either, a job is refused with
-    `overloaded`. Times are in seconds.
+    `overloaded`. `cache_entries` bounds the recent results kept, without their texts, for servables that
+    allow it. Times are in seconds.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class Runtime:
         max_queue: int = 1024,
         *,
         max_queue_bytes: int = 64 << 20,
+        cache_entries: int = 4096,
         hang_limit: float = 10.0,
         start_limit: float = 120.0,
         backoff: tuple[float, float] = (0.2, 10.0),
@@ -54,6 +58,7 @@ class Runtime:
         self.max_batch = max_batch
         self.max_queue = max_queue
         self.max_queue_bytes = max_queue_bytes
+        self.cache_entries = cache_entries
         self.linger = linger
         self.observer = observer or Observer()
         self._specs: dict[str, ServableSpec] = {}
@@ -65,6 +70,7 @@ class Runtime:
         self._queued = 0
         self._queued_bytes = 0
         self._pending: dict[Key, Job] = {}
+        self._recent: OrderedDict[tuple[str, bytes], Any] = OrderedDict()
         self._dispatching = False
         self._changing = asyncio.Lock()
         self._closed = False
@@ -144,11 +150,26 @@ class Runtime:
         Raises `JobError`: "timeout" after `timeout` seconds, waiting included, "worker_died", "failed" when
         the servable raised or isn't loaded, "overloaded" at once when too much waits already.
         """
-        if self._closed or servable not in self._specs:
+        spec = self._specs.get(servable)
+        if self._closed or spec is None:
             raise JobError("failed", f"guard model {servable!r} isn't loaded")
+        data = wire.dump(payload)
+        if not spec.cache:
+            return await self._compute(servable, data, timeout)
+        key = (servable, hashlib.blake2b(data, digest_size=16).digest())  # a digest: no text stays here
+        if key in self._recent:
+            self._recent.move_to_end(key)
+            self.observer.on_job(servable, "cached", 0.0)
+            return self._recent[key]
+        result = self._recent[key] = await self._compute(servable, data, timeout)
+        if len(self._recent) > self.cache_entries:
+            self._recent.popitem(last=False)
+        return result
+
+    async def _compute(self, servable: str, payload: bytes, timeout: float) -> Any:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        job = self._admit(servable, wire.dump(payload), began + timeout)
+        job = self._admit(servable, payload, began + timeout)
         future: asyncio.Future[Any] = loop.create_future()
         job.waiters.add(future)
         timer = loop.call_later(timeout, _time_out, future, timeout)

@@ -20,11 +20,13 @@ class ServableSpec:
     """What a worker can be asked to run. `factory` is "module:function", called with `config` as keywords.
 
     The name identifies the configuration: two different ones never share a name (put a digest in it).
+    `cache`: recent results may be given again, because they depend on the payload alone and are small.
     """
 
     name: str
     factory: str
     config: Mapping[str, Any] = field(default_factory=dict)
+    cache: bool = False
 
 
 class ServableError(Exception):

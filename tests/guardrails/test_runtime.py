@@ -114,6 +114,18 @@ async def test_jobs_that_wait_share_a_batch_and_equal_ones_are_computed_once(tmp
         assert recorder.jobs.count(("echo", "ok")) == 10
 
 
+async def test_recent_results_of_a_servable_that_allows_it_are_given_again() -> None:
+    recorder = Recorder()
+    spec = ServableSpec("echo", f"{HERE}:scripted", cache=True)
+    async with running(spec, observer=recorder, cache_entries=2) as runtime:
+        for text in ["a", "b", "a", "c", "b", "a"]:
+            assert await runtime.run("echo", text, 5) == text.upper()
+        outcomes = [outcome for _, outcome in recorder.jobs]
+        assert outcomes == ["ok", "ok", "cached", "ok", "ok", "ok"]
+        assert await reason_of(runtime.run("echo", ("raise", "x"), 5)) == "failed"
+        assert await reason_of(runtime.run("echo", ("raise", "x"), 5)) == "failed"
+
+
 async def test_several_workers_share_the_work() -> None:
     async with running(ECHO, workers=2) as runtime:
         pids = await asyncio.gather(*(runtime.run("echo", ("sleep", s / 100), 5) for s in range(10, 14)))

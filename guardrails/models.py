@@ -1,0 +1,118 @@
+"""Which servable a policy's model setting means. Light: nothing here imports a model's library.
+
+One checkpoint has one servable, named by its digest, whichever guards use it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from guardrails.build import GuardEnvironment
+from guardrails.servable import ServableSpec
+from policies.errors import Problem
+from policies.manifest import CheckpointError
+from policies.registry import Registry, RegistryError
+from policies.spec import DetoxifyRef
+
+EMBEDDED = "keel-guard"
+"""The checkpoint behind toxicity, injection and the names in pii, unless a policy says otherwise."""
+
+
+_DETOXIFY_LABELS = frozenset(
+    {"toxicity", "severe_toxicity", "obscene", "threat", "insult", "identity_attack"}
+)
+
+
+def classifier(model: str | DetoxifyRef, env: GuardEnvironment) -> ServableSpec:
+    """The servable that scores texts: a checkpoint's name, a transformers folder's path, or a Detoxify model.
+
+    Raises RegistryError or CheckpointError for a checkpoint that isn't there, FileNotFoundError for a folder.
+    """
+    if isinstance(model, DetoxifyRef):
+        config = model.model_dump(exclude_none=True)
+        name = config.pop("detoxify", None)
+        label = name or f"{model.sha256}"[:16]
+        settings = {"name": name} if name else config
+        return ServableSpec(f"detoxify:{label}", "guardrails.classifier:serve_detoxify", settings, cache=True)
+    if is_path(model):
+        return _folder("classifier", model, "guardrails.classifier:serve_transformers")
+    return _checkpoint(model, env)
+
+
+def entities(ner: str, env: GuardEnvironment) -> ServableSpec | None:
+    """The servable that finds names: "embedded", "none", a model's folder, or a spaCy package's name."""
+    if ner == "none":
+        return None
+    if ner == "embedded":
+        return _checkpoint(EMBEDDED, env)
+    if not is_path(ner):
+        return ServableSpec(f"spacy:{ner}", "guardrails.ner:serve_spacy", {"package": ner}, cache=True)
+    kind = "spacy" if (Path(ner) / "meta.json").is_file() else "transformers"
+    return _folder("ner", ner, f"guardrails.ner:serve_{kind}")
+
+
+def is_path(model: str) -> bool:
+    """Whether a model setting is a folder's path rather than a name."""
+    return os.sep in model or model.startswith(".")
+
+
+def problems(model: str | DetoxifyRef, env: GuardEnvironment, key: str) -> Iterator[Problem]:
+    """What is wrong with a model setting, as far as can be told without loading it."""
+    if isinstance(model, DetoxifyRef):
+        if model.path is not None and not Path(model.path).is_file():
+            yield Problem((key, "path"), f"there is no file {model.path!r}")
+    elif is_path(model):
+        if not Path(model).is_dir():
+            yield Problem(
+                (key,), f"there is no folder {model!r}; give a checkpoint's name or a model's folder"
+            )
+    else:
+        try:
+            env.registry.resolve(model)
+        except (RegistryError, CheckpointError) as error:
+            yield Problem((key,), str(error))
+
+
+def labels(model: str | DetoxifyRef, env: GuardEnvironment) -> frozenset[str]:
+    """The labels that a model is known to have before it is loaded; empty where that can't be told."""
+    if isinstance(model, DetoxifyRef):
+        return _DETOXIFY_LABELS | ({"sexual_explicit"} if model.detoxify != "original" else set())
+    try:
+        folder = Path(model) if is_path(model) else env.registry.resolve(model).path
+        about = json.loads((folder / "classifier.json").read_bytes())
+        return frozenset(str(label) for label in about["labels"])
+    except (RegistryError, CheckpointError, OSError, ValueError, KeyError, TypeError):
+        return frozenset()
+
+
+def serve_checkpoint(root: str, ref: str) -> object:
+    """The factory for a checkpoint of the registry in folder `root`: every byte is verified, then loaded."""
+    from guardrails.classifier import serve_onnx
+
+    registry = Registry(root)
+    checkpoint = registry.resolve(ref)
+    registry.verify(checkpoint)
+    return serve_onnx(str(checkpoint.path))
+
+
+def _checkpoint(name: str, env: GuardEnvironment) -> ServableSpec:
+    checkpoint = env.registry.resolve(name)
+    return ServableSpec(
+        f"{checkpoint.name}@{checkpoint.digest[:16]}",
+        "guardrails.models:serve_checkpoint",
+        {"root": str(env.registry.root), "ref": checkpoint.ref},
+        cache=True,
+    )
+
+
+def _folder(kind: str, path: str, factory: str) -> ServableSpec:
+    """Named by what is in the folder now, so that a changed folder is another servable."""
+    folder = Path(path).resolve(strict=True)
+    state = sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in folder.iterdir() if f.is_file())
+    digest = hashlib.sha256(repr((str(folder), state)).encode()).hexdigest()[:16]
+    key = "package" if factory.endswith("spacy") else "folder"
+    return ServableSpec(f"{kind}:{folder.name}@{digest}", factory, {key: str(folder)}, cache=True)
