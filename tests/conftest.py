@@ -53,6 +53,4 @@ def pytest_report_header() -> list[str]:
     if not missing:
         return []
     packages = " ".join(sorted({SERVERS[name] for name in missing}))
-    return [
-        f"not installed: {', '.join(missing)}; their tests are skipped (apt-get install {packages})"
-    ]
+    return [f"not installed: {', '.join(missing)}; their tests are skipped (apt-get install {packages})"]
