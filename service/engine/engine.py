@@ -103,7 +103,7 @@ class Engine:
         """Open the connection pools and begin to start the child, if there is one; see `wait_ready`."""
         for client in self._clients:
             await client.open()
-        self._pool = UpstreamPool(self._clients, self._limits, self._observer)
+        self._pool = UpstreamPool(self._clients, self._limits, self._observer, self._on_broken)
         if self.child is not None:
             self._follow_child()
             self.child.subscribe(self._follow_child)
@@ -153,6 +153,10 @@ class Engine:
             if self.child is not None:
                 await self.child.stop()
         return drained
+
+    def _on_broken(self, upstream: str) -> None:
+        if self.child is not None:
+            self.child.suspect()
 
     def _follow_child(self) -> None:
         child = self.child

@@ -17,7 +17,15 @@ from typing import TypeVar
 from service.engine.breaker import CircuitBreaker
 from service.engine.client import Headers, Reply, UpstreamClient
 from service.engine.config import PoolLimits
-from service.engine.errors import Overloaded, Refused, Unavailable, UpstreamError, UpstreamStatusError
+from service.engine.errors import (
+    ConnectError,
+    Interrupted,
+    Overloaded,
+    Refused,
+    Unavailable,
+    UpstreamError,
+    UpstreamStatusError,
+)
 from service.engine.event_stream import EventStream
 from service.engine.observer import EngineObserver, NullObserver
 
@@ -54,13 +62,18 @@ class UpstreamPool:
         clients: Sequence[UpstreamClient],
         limits: PoolLimits | None = None,
         observer: EngineObserver | None = None,
+        on_broken: Callable[[str], None] = lambda name: None,
     ) -> None:
-        """Raises `ValueError` where there is no client, or two of one name."""
+        """`on_broken` is told the upstream of every connection that could not be made or broke, at once.
+
+        Raises `ValueError` where there is no client, or two of one name.
+        """
         if not clients or len({client.name for client in clients}) != len(clients):
             raise ValueError("a pool needs at least one upstream, each with a name of its own")
         self.limits = limits or PoolLimits()
         self._observer = observer or NullObserver()
         self.upstreams = [Upstream(client, self.limits, self._observer) for client in clients]
+        self._on_broken = on_broken
         self._next = 0  # where the search begins, so that ties go round
         self._waiters: deque[asyncio.Future[Upstream]] = deque()
         self._closing = False
@@ -258,6 +271,8 @@ class UpstreamPool:
 
     def _ended(self, upstream: Upstream, began: float, error: UpstreamError | None) -> None:
         seconds = self._loop.time() - began
+        if isinstance(error, (ConnectError, Interrupted)):
+            self._on_broken(upstream.name)
         self._observer.finished(upstream.name, error, seconds)
         if error is None:
             self._seconds += _EWMA_WEIGHT * (seconds - self._seconds)

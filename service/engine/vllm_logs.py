@@ -94,12 +94,13 @@ class LogCapture:
         self.serving = False
 
     def _keep(self, raw: bytes) -> str | None:
-        line: str | None = raw[:_MAX_LINE].decode("utf-8", "replace").rstrip()
-        if self.serving and line:
-            line = without_prompts(line)
-        if not line:
-            return None
+        line = raw[:_MAX_LINE].decode("utf-8", "replace").rstrip()
         record = _RECORD.match(line)
-        level = record["level"].lower() if record is not None else "info"
-        getattr(logger, level)("vllm", child=self._name, line=line)
-        return line
+        kept = without_prompts(line) if self.serving else line
+        if not kept:
+            return None
+        # vLLM writes a hundred INFO lines at every start, which are not news of the gateway.
+        serious = record is not None and record["level"] in ("ERROR", "CRITICAL")
+        log = logger.error if serious else logger.debug
+        log("vllm", child=self._name, line=kept)
+        return kept

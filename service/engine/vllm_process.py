@@ -90,6 +90,7 @@ class ManagedVllm:
         self._phase = ""
         self._warden: asyncio.subprocess.Process | None = None
         self._supervisor: asyncio.Task[None] | None = None
+        self._suspected = asyncio.Event()
         self._changed = asyncio.Condition()
         self._notifiers: set[asyncio.Task[None]] = set()
 
@@ -105,12 +106,20 @@ class ManagedVllm:
     @property
     def ready(self) -> bool:
         """Whether it serves. Turns false with the child's death, not with the news of it."""
-        return self.state == "ready" and self._alive()
+        return self.state == "ready" and not self._suspected.is_set() and self._alive()
 
     @property
     def last_lines(self) -> list[str]:
         """The end of the server's output, without anything that may quote a request."""
         return self._logs.last()
+
+    def suspect(self) -> None:
+        """Somebody's connection to it broke: it counts as not ready until it has answered a health check.
+
+        A dying process closes its sockets before the kernel calls it dead.
+        """
+        if self.state == "ready":
+            self._suspected.set()
 
     def subscribe(self, callback: Callable[[], None]) -> None:
         self._subscribers.append(callback)
@@ -258,15 +267,34 @@ class ManagedVllm:
         answered_at = loop.time()
         try:
             while not exited.done():
-                await asyncio.wait({exited}, timeout=self.config.health_seconds)
-                if exited.done() or await self._is_healthy(probe):
+                await self._until_next_look(exited)
+                if exited.done():
+                    break
+                if await self._is_healthy(probe):
                     answered_at = loop.time()
+                    self._clear_suspicion()
                 elif loop.time() - answered_at > self.config.hung_seconds:
                     raise _Ended(f"did not answer its health check for {self.config.hung_seconds:g} s")
             raise _Ended(f"ended with {_exit(exited.result())}")
         finally:
             exited.cancel()
             await probe.close()
+
+    async def _until_next_look(self, exited: asyncio.Task[int]) -> None:
+        """Wait for the child's end, the time of the next health check, or a suspicion."""
+        suspicion = asyncio.create_task(self._suspected.wait())
+        if self._suspected.is_set():
+            await asyncio.wait({exited}, timeout=_POLL_SECONDS)
+        else:
+            await asyncio.wait(
+                {exited, suspicion}, timeout=self.config.health_seconds, return_when=asyncio.FIRST_COMPLETED
+            )
+        suspicion.cancel()
+
+    def _clear_suspicion(self) -> None:
+        if self._suspected.is_set():
+            self._suspected.clear()
+            self._wake_waiters()
 
     def _probe(self) -> UpstreamClient:
         times = TimeLimits(connect=2, total=min(_PROBE_SECONDS, self.config.hung_seconds))
@@ -334,10 +362,14 @@ class ManagedVllm:
         if state == self.state:
             return
         self.state = state
+        self._suspected.clear()
         logger.info("vllm_state", child=self.name, state=state, restarts=self.restarts)
         self._observer.child(self.name, state, self.restarts)
         for callback in self._subscribers:
             callback()
+        self._wake_waiters()
+
+    def _wake_waiters(self) -> None:
         notifier = asyncio.get_running_loop().create_task(self._notify())
         self._notifiers.add(notifier)
         notifier.add_done_callback(self._notifiers.discard)
