@@ -1,0 +1,204 @@
+"""The embedded default: one small ONNX encoder with a head per task, in a guard worker.
+
+Every window of every text is a run of its own, without padding. Dynamic int8 quantisation takes its
+scale from the whole input tensor, so this is what makes a score a function of the text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from guardrails.classifier import ClassifierError, Entity, Output, Scores, highest, scrubbed, windows
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """`classifier.json` of a checkpoint.
+
+    `calibration`: per label the (a, b) of Platt's p = σ(a z + b); `tag_temperature` divides the tags'
+    logits; entities below `entity_floor` are not reported.
+    """
+
+    labels: tuple[str, ...]
+    tags: tuple[str, ...]
+    max_tokens: int
+    overlap: int
+    calibration: Mapping[str, tuple[float, float]]
+    tag_temperature: float
+    entity_floor: float
+    thresholds: Mapping[str, Mapping[str, float]]
+
+    @classmethod
+    def read(cls, path: Path) -> Settings:
+        try:
+            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            settings = cls(
+                tuple(content["labels"]),
+                tuple(content["tags"]),
+                int(content["max_tokens"]),
+                int(content["overlap"]),
+                {label: (float(a), float(b)) for label, (a, b) in content["calibration"].items()},
+                float(content["tag_temperature"]),
+                float(content["entity_floor"]),
+                content.get("thresholds", {}),
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ClassifierError(f"{path}: not a classifier's settings ({error!r}); publish the checkpoint again") from error
+        if not 0 <= settings.overlap < settings.max_tokens - 2 or settings.calibration.keys() != set(settings.labels):
+            raise ClassifierError(f"{path}: its windows or its calibration don't fit its labels; publish the checkpoint again")
+        return settings
+
+
+def case_type(piece: str) -> int:
+    """How a token is written: 0 without a leading capital, 1 with one, 2 all capitals (two or more)."""
+    if not piece[:1].isupper():
+        return 0
+    return 2 if len(piece) > 1 and piece.isupper() else 1
+
+
+def open_session(path: Path) -> ort.InferenceSession:
+    """One thread, no spinning, no arena: a worker shares its core with others and its memory stays flat."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    options.log_severity_level = 3
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own exception types have no common public base
+        raise ClassifierError(f"{path}: onnxruntime can't load it ({type(error).__name__})") from error
+
+
+class OnnxClassifier:
+    """Labels and entities of texts, from one pass. Not thread-safe: one per worker."""
+
+    def __init__(self, session: ort.InferenceSession, tokenizer: Tokenizer, settings: Settings) -> None:
+        self._session = session
+        self._tokenizer = tokenizer
+        self._settings = settings
+        self._first, self._last = (tokenizer.token_to_id(name) for name in ("[CLS]", "[SEP]"))
+        scale = [settings.calibration[label] for label in settings.labels]
+        self._slope, self._shift = (np.array(part, np.float32) for part in zip(*scale, strict=True))
+        # Which columns of the tags are B-X and I-X, for every X.
+        kinds = dict.fromkeys(tag[2:] for tag in settings.tags if tag != "O")
+        self._kinds = tuple(kinds)
+        self._begins = [settings.tags.index(f"B-{kind}") for kind in kinds]
+        self._insides = [settings.tags.index(f"I-{kind}") for kind in kinds]
+
+    @classmethod
+    def load(cls, folder: Path) -> OnnxClassifier:
+        """Raises ClassifierError naming the file that is missing or wrong."""
+        for name in ("model.onnx", "tokenizer.json", "classifier.json"):
+            if not (folder / name).is_file():
+                raise ClassifierError(f"{folder}: {name} is missing; publish the checkpoint again")
+        settings = Settings.read(folder / "classifier.json")
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return cls(open_session(folder / "model.onnx"), tokenizer, settings)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self._settings.labels
+
+    @property
+    def entity_types(self) -> tuple[str, ...]:
+        return self._kinds
+
+    @property
+    def thresholds(self) -> Mapping[str, Mapping[str, float]]:
+        """For each label the scores that flag a stated share of harmless texts."""
+        return self._settings.thresholds
+
+    def predict(self, texts: Sequence[str]) -> list[Scores]:
+        return [output.scores for output in self.run(texts)]
+
+    def entities(self, texts: Sequence[str]) -> list[tuple[Entity, ...]]:
+        return [output.entities for output in self.run(texts)]
+
+    def run(self, texts: Sequence[str]) -> list[Output]:
+        """One `Output` per text, in order."""
+        return [self._run(scrubbed(text)) for text in texts]
+
+    def _run(self, text: str) -> Output:
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        ids: list[int] = encoding.ids
+        offsets: list[tuple[int, int]] = encoding.offsets
+        types = [case_type(text[start:end]) for start, end in offsets]
+        overlap = self._settings.overlap
+        scores: list[Scores] = []
+        tags: list[Floats] = []
+        covered = 0
+        for start, end in windows(len(ids), self._settings.max_tokens - 2, overlap):
+            logits, tag_logits = self._forward(ids[start:end], types[start:end])
+            scores.append(dict(zip(self.labels, _sigmoid(self._slope * logits + self._shift).tolist(), strict=True)))
+            # A token in the overlap is tagged by the window in which it stands farther from the edge.
+            cut = end if end == len(ids) else end - overlap // 2
+            tags.append(tag_logits[covered - start : cut - start])
+            covered = cut
+        words = self._words(encoding.words, offsets, _softmax(np.concatenate(tags) / self._settings.tag_temperature))
+        return Output(highest(scores), tuple(self._spans(text, words)))
+
+    def _forward(self, ids: list[int], types: list[int]) -> tuple[Floats, Floats]:
+        """Label logits `[L]` and, for the given tokens only, tag logits `[T, K]`."""
+        feed = {
+            "input_ids": np.array([[self._first, *ids, self._last]], np.int64),
+            "token_type_ids": np.array([[0, *types, 0]], np.int64),
+        }
+        labels, tags = self._session.run(["labels", "tags"], feed)
+        return labels[0], tags[0, 1:-1]
+
+    def _words(
+        self, word_ids: Sequence[int | None], offsets: Sequence[tuple[int, int]], p_TK: Floats
+    ) -> list[tuple[Entity, bool]]:
+        """Words that are part of a name, and whether each begins one; a word's tags are its tokens' mean."""
+        found: list[tuple[Entity, bool]] = []
+        first = 0
+        while first < len(offsets):
+            last = first + 1
+            while last < len(offsets) and word_ids[last] == word_ids[first]:
+                last += 1
+            p_K = p_TK[first:last].mean(axis=0)
+            kinds = p_K[self._begins] + p_K[self._insides]
+            best = int(kinds.argmax())
+            if kinds[best] >= self._settings.entity_floor:
+                begins = bool(p_TK[first, self._begins[best]] > p_TK[first, self._insides[best]])
+                entity = Entity(self._kinds[best], offsets[first][0], offsets[last - 1][1], float(kinds[best]))
+                found.append((entity, begins))
+            first = last
+        return found
+
+    def _spans(self, text: str, words: Sequence[tuple[Entity, bool]]) -> list[Entity]:
+        """Neighbouring words of one kind joined; a span's score is its words' mean, by length."""
+        spans: list[Entity] = []
+        for word, begins in words:
+            last = spans[-1] if spans else None
+            joins = last is not None and last.entity_type == word.entity_type and not text[last.end : word.start].strip()
+            if last is not None and joins and not begins:
+                weight, added = last.end - last.start, word.end - word.start
+                score = (last.score * weight + word.score * added) / (weight + added)
+                spans[-1] = Entity(last.entity_type, last.start, word.end, score)
+            else:
+                spans.append(word)
+        return spans
+
+
+def _sigmoid(z: Floats) -> Floats:
+    return np.asarray(1.0 / (1.0 + np.exp(-np.clip(z, -30.0, 30.0))), np.float32)
+
+
+def _softmax(z_TK: Floats) -> Floats:
+    p_TK = np.exp(z_TK - z_TK.max(axis=-1, keepdims=True, initial=-np.inf))
+    return np.asarray(p_TK / p_TK.sum(axis=-1, keepdims=True), np.float32)
