@@ -1,46 +1,120 @@
-"""Examinations that search for expressions: what `guardrails.scan` finds, as findings and settled offsets."""
+"""Searching a growing text for a guard's patterns: as it is, and as a reader takes it.
+
+Look-alikes and invisible characters hide nothing, because from the first character on that isn't its own
+normal form (see `guardrails.normalize`) the text is searched in that form too. Both searches count: the
+normal form joins letters that the text keeps apart, and the other way round.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from guardrails.guard import Step
+from guardrails.normalize import GrowingNormal, charwise
 from guardrails.scan import Match, PatternSet, Scanner
 from guardrails.verdict import Finding
 
-MatchReader = Callable[[str, Match], Iterable[Finding]]
-"""What a match in a text means: findings within the match's span, told by the span's text alone."""
+
+class Found(NamedTuple):
+    """A match: `text` is what was matched, in the form in which it was searched, and `span` tells where a
+    part of it stands in the text as it was received."""
+
+    pattern: int
+    text: str
+    at: int
+    normal: GrowingNormal | None
+
+    def span(self, start: int, end: int) -> tuple[int, int]:
+        """The original offsets of `self.text[start:end]`, which isn't empty."""
+        if self.normal is None:
+            return self.at + start, self.at + end
+        return self.normal.span(self.at + start, self.at + end)
+
+    @property
+    def whole(self) -> tuple[int, int]:
+        return self.span(0, len(self.text))
+
+
+class FormSearch:
+    """One growing text, searched in both forms."""
+
+    __slots__ = ("_normal", "_normal_scanner", "_scanner", "_seen")
+
+    def __init__(self, patterns: PatternSet) -> None:
+        self._scanner = Scanner(patterns)
+        self._normal: GrowingNormal | None = None
+        self._normal_scanner: Scanner | None = None
+        self._seen = 0
+
+    def advance(self, text: str, final: bool) -> tuple[list[Found], int]:
+        """What has become certain, and the offset before which nothing else will begin."""
+        self._grow(text)
+        matches, settled = self._scanner.advance(text, final)
+        found = [_found(match, text, None) for match in matches]
+        if self._normal is not None and self._normal_scanner is not None:
+            matches, position = self._normal_scanner.advance(self._normal.text, final)
+            found += [_found(match, self._normal.text, self._normal) for match in matches]
+            settled = min(settled, self._normal.original(position))
+        return found, settled
+
+    def _grow(self, text: str) -> None:
+        new = text[self._seen :]
+        if self._normal is None and not new.isascii() and charwise(new).offsets is not None:
+            self._normal = GrowingNormal(text[: self._seen])
+            self._normal_scanner = self._scanner.fork()
+        if self._normal is not None:
+            self._normal.grow(text)
+        self._seen = len(text)
+
+
+def _found(match: Match, text: str, normal: GrowingNormal | None) -> Found:
+    return Found(match.pattern, text[match.start : match.end], match.start, normal)
 
 
 class MatchExamination:
-    """One text, searched for a guard's patterns; `read` turns matches into findings."""
+    """One text, searched for a guard's patterns; `read` tells what a match means, by its text alone."""
 
-    __slots__ = ("_pending", "_read", "_scanner")
+    __slots__ = ("_outbox", "_read", "_search")
 
-    def __init__(self, patterns: PatternSet, read: MatchReader) -> None:
-        self._scanner = Scanner(patterns)
+    def __init__(self, patterns: PatternSet, read: Callable[[str, Found], Iterable[Finding]]) -> None:
+        self._search = FormSearch(patterns)
         self._read = read
-        self._pending: list[Finding] = []
+        self._outbox = Outbox()
 
     def advance(self, text: str, final: bool) -> Step:
-        matches, floor = self._scanner.advance(text, final)
-        for match in matches:
-            self._pending += self._read(text, match)
-        if not self._pending:
-            return Step(floor)
-        settled = settle(self._pending, floor)
-        ready = [finding for finding in self._pending if finding.end <= settled]
-        self._pending = [finding for finding in self._pending if finding.end > settled]
-        return Step(settled, ready)
+        found, settled = self._search.advance(text, final)
+        for one in found:
+            self._outbox.put(self._read(text, one))
+        return Step(*self._outbox.take(settled))
 
 
-def settle(pending: Iterable[Finding], floor: int) -> int:
-    """The furthest offset up to `floor` that lies within none of `pending`.
+class Outbox:
+    """Findings on their way out: each once, and none that ends where others may still begin.
 
-    Patterns become sure at different times: a finding that reaches beyond what another pattern has settled
-    waits for it, and nothing after the finding's start is settled until then.
+    Patterns become sure at different times. A finding that reaches beyond what all have settled waits, and
+    nothing after its start is settled until then.
     """
-    for finding in sorted(pending, key=lambda finding: finding.end, reverse=True):
-        if finding.start < floor < finding.end:
-            floor = finding.start
-    return floor
+
+    __slots__ = ("_known", "_waiting")
+
+    def __init__(self) -> None:
+        self._known: set[Finding] = set()
+        self._waiting: list[Finding] = []
+
+    def put(self, findings: Iterable[Finding]) -> None:
+        for finding in findings:
+            if finding not in self._known:
+                self._known.add(finding)
+                self._waiting.append(finding)
+
+    def take(self, settled: int) -> tuple[int, list[Finding]]:
+        """How far all is settled, and the findings up to there that are new."""
+        if not self._waiting:
+            return settled, []
+        for finding in sorted(self._waiting, key=lambda finding: finding.end, reverse=True):
+            if finding.start < settled < finding.end:
+                settled = finding.start
+        ready = [finding for finding in self._waiting if finding.end <= settled]
+        self._waiting = [finding for finding in self._waiting if finding.end > settled]
+        return settled, ready

@@ -22,9 +22,9 @@ import regex
 
 from guardrails.build import GuardEnvironment
 from guardrails.guard import Context, Scope
-from guardrails.matching import MatchExamination
+from guardrails.matching import Found, MatchExamination
 from guardrails.remedy import Remedy
-from guardrails.scan import Match, PatternSet, StreamPattern
+from guardrails.scan import PatternSet, StreamPattern
 from guardrails.verdict import Action, Finding
 from policies.errors import Problem
 from policies.explain import suggestion
@@ -228,16 +228,13 @@ class SecretsGuard:
     def examine(self, context: Context) -> MatchExamination:
         return MatchExamination(self._patterns, self._read)
 
-    def _read(self, text: str, match: Match) -> Iterator[Finding]:
-        candidate = text[match.start : match.end]
-        for kind in self._groups[match.pattern]:
-            if len(self._groups[match.pattern]) > 1 and not kind.begins(candidate):
-                continue
-            span = kind.secret(candidate)
-            if span is not None:
-                start, end = match.start + span[0], match.start + span[1]
-                yield self._remedy.finding(self.name, kind.name, start, end, kind.score, text)
-            return
+    def _read(self, text: str, found: Found) -> Iterator[Finding]:
+        group = self._groups[found.pattern]
+        kind = next((kind for kind in group if kind.begins(found.text)), None) if len(group) > 1 else group[0]
+        part = kind.secret(found.text) if kind else None
+        if kind and part:
+            start, end = found.span(*part)
+            yield self._remedy.finding(self.name, kind.name, start, end, kind.score, text)
 
 
 def build(spec: SecretsSpec, env: GuardEnvironment) -> SecretsGuard:

@@ -7,16 +7,16 @@ phrase that completes them is where it becomes so, and what was said before it i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import regex
 
 from guardrails.build import GuardEnvironment
 from guardrails.guard import Context, Scope, Step
-from guardrails.matching import settle
+from guardrails.matching import FormSearch, Outbox
 from guardrails.remedy import Remedy
-from guardrails.scan import Match, PatternError, PatternSet, Scanner, StreamPattern
+from guardrails.scan import PatternError, PatternSet, StreamPattern
 from guardrails.verdict import Action, Finding
 from policies.errors import Problem
 from policies.spec import TopicsSpec
@@ -99,37 +99,33 @@ class TopicsExamination:
 
     def __init__(self, guard: TopicsGuard) -> None:
         self._guard = guard
-        self._scanner = Scanner(guard.patterns)
-        self._waiting: list[Match] = []
+        self._search = FormSearch(guard.patterns)
+        self._waiting: list[tuple[int, int, int]] = []
         self._used: dict[str, set[int]] = {}
-        self._pending: list[Finding] = []
+        self._outbox = Outbox()
 
     def advance(self, text: str, final: bool) -> Step:
-        matches, floor = self._scanner.advance(text, final)
-        if not (matches or self._waiting or self._pending):
-            return Step(floor)
-        # Counted in the text's order: every match that starts before `floor` is known by now.
-        known = sorted((*self._waiting, *matches), key=lambda match: (match.start, match.end, match.pattern))
-        self._waiting = [match for match in known if match.start >= floor]
+        found, floor = self._search.advance(text, final)
         scores: dict[str, float] = {}
-        for match in known:
-            if match.start < floor:
-                self._count(text, match, scores)
-        settled = settle(self._pending, floor)
-        ready = [finding for finding in self._pending if finding.end <= settled]
-        self._pending = [finding for finding in self._pending if finding.end > settled]
+        if found or self._waiting:
+            # Counted in the text's order: every phrase that starts before `floor` is known by now.
+            known = sorted({*self._waiting, *((*one.whole, one.pattern) for one in found)})
+            self._waiting = [place for place in known if place[0] >= floor]
+            for start, end, pattern in known[: len(known) - len(self._waiting)]:
+                self._outbox.put(self._count(text, start, end, pattern, scores))
+        settled, ready = self._outbox.take(floor)
         return Step(settled, ready, scores)
 
-    def _count(self, text: str, match: Match, scores: dict[str, float]) -> None:
+    def _count(
+        self, text: str, start: int, end: int, pattern: int, scores: dict[str, float]
+    ) -> Iterator[Finding]:
         guard = self._guard
-        phrase = guard.phrases[match.pattern]
+        phrase = guard.phrases[pattern]
         used = self._used.setdefault(phrase.topic, set())
-        used.add(match.pattern)
+        used.add(pattern)
         scores[phrase.topic] = min(1.0, len(used) / phrase.needed)
         if len(used) >= phrase.needed:
-            self._pending.append(
-                guard.remedy.finding(guard.name, phrase.topic, match.start, match.end, 1.0, text)
-            )
+            yield guard.remedy.finding(guard.name, phrase.topic, start, end, 1.0, text)
 
 
 def build(spec: TopicsSpec, env: GuardEnvironment) -> TopicsGuard:
