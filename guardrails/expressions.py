@@ -33,7 +33,9 @@ _SCOPED_FLAGS = re.compile(r"\(\?([a-zA-Z]*)(?:-([a-zA-Z]+))?:")
 _GROUP = re.compile(r"\((?:\?(?:P?<[A-Za-z_]\w*>|:|>|=|!|<=|<!))?")
 _NAMED_REFERENCE = re.compile(r"\(\?P=[A-Za-z_]\w*\)")
 _COUNT = re.compile(r"\{(?:\d+(?:,\d*)?|,\d+)\}")
-_CODE_POINT = re.compile(r"x[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4}|U[0-9A-Fa-f]{8}|[pP](?:\{[^{}]+\}|[A-Z])|N\{[^{}]+\}")
+_CODE_POINT = re.compile(
+    r"x[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4}|U[0-9A-Fa-f]{8}|[pP](?:\{[^{}]+\}|[A-Z])|N\{[^{}]+\}"
+)
 _POSIX_CLASS = re.compile(r"\[:\^?[a-z]+:\]")
 
 _CHARACTER_ESCAPES = frozenset("afnrtvdDsSwW0")
@@ -162,7 +164,9 @@ class _Rewriter:
             elif source[at] == "[":
                 posix = _POSIX_CLASS.match(source, at)
                 if posix is None:
-                    raise PatternError(r"sets within sets are not supported; write a literal '[' as '\['", source, at)
+                    raise PatternError(
+                        r"sets within sets are not supported; write a literal '[' as '\['", source, at
+                    )
                 at = posix.end()
             else:
                 at += 1
@@ -187,14 +191,18 @@ class _Rewriter:
         opening = scoped or _GROUP.match(source, start)
         assert opening is not None  # noqa: S101  # _GROUP matches a bare parenthesis
         if scoped and not set((scoped[1] or "") + (scoped[2] or "")) <= set("ims"):
-            raise self.fail(f"the flags {scoped[0]}", "only i, m and s can be set for a part of an expression")
+            raise self.fail(
+                f"the flags {scoped[0]}", "only i, m and s can be set for a part of an expression"
+            )
         text = opening[0]
         if text == "(" and source.startswith("(?", start):
             if _GLOBAL_FLAGS.match(source, start):
                 raise self.fail("flags in mid-expression", "put them at its start, or write (?i:…)")
             raise self.fail(f"the group {source[start : start + 4]}…", "use a plain group (?:…)")
         look_behind = text in ("(?<=", "(?<!")
-        backward = look_behind or (bool(self.groups) and self.groups[-1].backward and text not in ("(?=", "(?!"))
+        backward = look_behind or (
+            bool(self.groups) and self.groups[-1].backward and text not in ("(?=", "(?!")
+        )
         if look_behind:
             self.out.append(f"(?:{_PROBE}")
         self.take(text)
@@ -205,7 +213,11 @@ class _Rewriter:
             raise PatternError("a ')' closes nothing", self.source, self.position)
         group = self.groups.pop()
         self.take(")")
-        follows = self.source[self.end_of_blank(self.position) :][:1] if self.verbose else self.source[self.position :][:1]
+        follows = (
+            self.source[self.end_of_blank(self.position) :][:1]
+            if self.verbose
+            else self.source[self.position :][:1]
+        )
         if group.look_behind:
             self.out.append(")")
         elif follows and follows in "*+?{" and not group.backward:
@@ -215,7 +227,10 @@ class _Rewriter:
     def count(self) -> None:
         count = _COUNT.match(self.source, self.position)
         if count is None:
-            raise self.fail("'{' that is no repeat count", r"write a literal brace as '\{'; fuzzy matching is not supported")
+            raise self.fail(
+                "'{' that is no repeat count",
+                r"write a literal brace as '\{'; fuzzy matching is not supported",
+            )
         self.take(count[0])
 
     def end_of_blank(self, at: int) -> int:

@@ -23,7 +23,7 @@ __all__ = ["Match", "PatternError", "PatternSet", "Scanner", "StreamPattern"]
 # A search may take this long, in seconds, plus so much per character; then it counts as runaway.
 _TIMEOUT = 0.05
 _TIMEOUT_PER_CHARACTER = 2e-6
-# Up to so many characters one joint search beats a search per expression (it has no literal prefix to skip by).
+# Up to so many characters one joint search beats one per expression (it has no literal to skip ahead by).
 _JOINT_WINDOW = 128
 
 

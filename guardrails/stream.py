@@ -57,6 +57,7 @@ class PendingJob:
     """A job that must be run and handed back with `Moderator.resolve`. `deadline` is in seconds."""
 
     job: Job
+    moderator: Moderator = field(repr=False)
     look: _Look = field(repr=False)
     started: float = field(repr=False)
 
@@ -183,7 +184,7 @@ class Moderator:
             if step.jobs:
                 if any(job.start < before for job in step.jobs):
                     raise ValueError("a job for a region that was settled")
-                jobs = [PendingJob(job, look, started) for job in step.jobs]
+                jobs = [PendingJob(job, self, look, started) for job in step.jobs]
                 look.pending += jobs
             look.settled = look.limit = step.settled
             if look.pending:

@@ -53,12 +53,9 @@ class Finding:
         return self._order() < other._order()
 
     def _order(self) -> tuple[object, ...]:
-        replacement = (self.replacement is not None, self.replacement or "")  # None compares with no text
-        return (
-            (self.start, self.end, self.guard, self.entity_type, self.score, self.action)
-            + replacement
-            + (self.mask,)
-        )
+        what = (self.guard, self.entity_type, self.score, self.action)
+        # None compares with no text.
+        return (self.start, self.end, *what, self.replacement is not None, self.replacement or "", self.mask)
 
 
 @dataclass(frozen=True, slots=True, order=True)
