@@ -13,20 +13,29 @@ from structlog.typing import FilteringBoundLogger
 
 from guardrails.build import GuardEnvironment, problems
 from guardrails.runtime import Runtime
-from policies.load import PolicyLibrary, ReloadOutcome
+from guardrails.verdict_cache import VerdictCache
+from policies.load import SHIPPED, PolicyLibrary, ReloadOutcome
 from policies.registry import Registry
 from policies.spec import ModelRef
+from service.api.admin import ReloadResult
+from service.api.checks import Checks
+from service.api.embeddings import PATH as EMBEDDINGS_PATH
+from service.api.embeddings import Embeddings
+from service.api.endpoint import JsonEndpoint
 from service.api.generation import GenerationEndpoint
 from service.api.site import make_site
-from service.auth import Callers, KeyFile
+from service.auth import Callers, KeyFile, KeyFileError
 from service.catalog import Catalog
 from service.edge import Authenticate, Gate, Observe
 from service.engines import Engines
+from service.generation import PATHS
 from service.http import App
 from service.limits import Limiter
+from service.openai.types import CheckRequest, EmbeddingRequest, ModerationRequest
 from service.router import Router
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
+from service.telemetry.observers import EngineMetrics, RuntimeMetrics
 
 KEY_REFRESH_SECONDS = 2.0
 Progress = Callable[[str], None]
@@ -45,15 +54,18 @@ class Gateway:
             workers=settings.guards.workers,
             max_batch=settings.guards.max_batch,
             max_queue=settings.guards.max_queue,
+            observer=RuntimeMetrics(self.metrics),
         )
         self.environment = GuardEnvironment(self.registry, hash_key(settings), describe=self.runtime.describe)
-        self.engines = Engines(settings)
-        self.catalog = Catalog(self.environment, self.runtime, self.metrics, self.engines.target_for)
+        self.cache = VerdictCache(settings.guards.cache_entries)
+        self.engines = Engines(settings, self.registry, EngineMetrics(self.metrics))
+        self.catalog = Catalog(self.environment, self.runtime, self.engines, self.cache, self.metrics)
         self.library = PolicyLibrary(
             settings.policies,
             self.registry,
             check=lambda spec: problems(spec, self.environment),
             model=ModelRef(upstream=settings.upstream) if settings.upstream else None,
+            shipped=SHIPPED if settings.shipped_policies else None,
         )
         self.callers = Callers(
             KeyFile(settings.key_file),
@@ -65,6 +77,7 @@ class Gateway:
         self.limiter = Limiter(
             settings.limits.storage, self.metrics, log, on_failure=settings.limits.on_storage_failure
         )
+        self.last_reload = ReloadResult()
         self.draining = False
         self._started = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -72,11 +85,7 @@ class Gateway:
 
     def _stack(self) -> App:
         settings, limits = self.settings, self.settings.limits
-        endpoints: dict[str, dict[str, App]] = {}
-        for kind, path in (("chat", "/v1/chat/completions"), ("text_completion", "/v1/completions")):
-            endpoint = GenerationEndpoint(kind, self.catalog, self.metrics, self.limiter, limits)  # type: ignore[arg-type]
-            endpoints[path] = {"POST": endpoint}
-        app: App = Router(endpoints, make_site(self))
+        app: App = Router(self._endpoints(), make_site(self))
         app = Authenticate(app, self.callers, self.limiter)
         app = Gate(
             app,
@@ -84,27 +93,48 @@ class Gateway:
             unready=self._unready_reason,
             max_in_flight=limits.max_in_flight,
             max_body_bytes=limits.max_body_bytes,
-            host_names=None if self.callers.required else (settings.host, *settings.trusted_hosts),
+            keyless=lambda: not self.callers.required,
+            host_names=(settings.host, *settings.trusted_hosts),
         )
         return Observe(app, self.metrics, self.log, settings.log.access)
+
+    def _endpoints(self) -> dict[str, dict[str, App]]:
+        limits = self.settings.limits
+        checks = Checks(self.catalog, self.runtime, self.cache, self.metrics, self.settings.default_policy)
+        embeddings = Embeddings(self.catalog, self.limiter)
+        endpoints: dict[str, dict[str, App]] = {
+            path: {
+                "POST": GenerationEndpoint(
+                    kind, self.catalog, self.runtime, self.metrics, self.limiter, limits
+                )
+            }
+            for kind, path in PATHS.items()
+        }
+        endpoints["/v1/checks"] = {"POST": JsonEndpoint(CheckRequest, checks.check, limits)}
+        endpoints["/v1/moderations"] = {"POST": JsonEndpoint(ModerationRequest, checks.moderate, limits)}
+        endpoints[EMBEDDINGS_PATH] = {"POST": JsonEndpoint(EmbeddingRequest, embeddings.embed, limits)}
+        return endpoints
 
     # Life
 
     async def start(self, progress: Progress = lambda _: None) -> None:
-        """Load everything, and be ready when this returns."""
-        progress("loading policies and guards")
+        """Load everything; ready when this returns.
+
+        Raises what says why not: `ServableError`, `VllmFailed`, `RegistryError`, `EngineError`.
+        """
+        progress("loading guards and engines")
+        self.engines.progress = progress
         await self.catalog.replace(self.library.snapshot())
-        await self.engines.start()
+        self.metrics.policy_reload_ok.set(1)
         self._tasks.append(asyncio.create_task(self._refresh_keys()))
         if self.settings.watch_policies:
             self._tasks.append(asyncio.create_task(self._watch_policies()))
         self._started = True
-        self.metrics.ready.set(1)
+        self.engines.progress = lambda phase: self.log.info("engine", phase=phase)
 
     async def stop(self) -> None:
         """Let go of everything; children are ended."""
         self.draining = True
-        self.metrics.ready.set(0)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -113,33 +143,44 @@ class Gateway:
 
     def unready(self) -> dict[str, str]:
         """What keeps the gateway from serving, by component."""
-        reasons: dict[str, str] = {}
         if self.draining:
-            reasons["gateway"] = "shutting down"
-        elif not self._started:
+            return {"gateway": "shutting down"}
+        reasons = self.engines.unready()
+        if not self.runtime.healthy:
+            reasons["guard workers"] = "not up"
+        if not self._started:
             reasons["gateway"] = "starting"
         return reasons
 
     def _unready_reason(self) -> str | None:
+        # Engines and workers that fail later answer for themselves: what doesn't need them goes on.
         if self._started and not self.draining:
             return None
         return "; ".join(f"{name}: {reason}" for name, reason in self.unready().items())
 
     async def metrics_page(self) -> bytes:
         """This gateway's metrics, and the managed engines' own."""
-        return await asyncio.to_thread(self.metrics.exposition)
+        self.metrics.ready.set(not self.unready())
+        return self.metrics.exposition(await self.engines.metrics())
 
     # Changes while running
 
-    async def reload_policies(self) -> ReloadOutcome:
+    async def reload_policies(self) -> ReloadResult:
         """Read the policy files again and serve what they say now."""
-        outcome = await asyncio.to_thread(self.library.reload)
-        await self._take_over(outcome)
-        return outcome
+        return await self._take_over(await asyncio.to_thread(self.library.reload))
 
-    async def _take_over(self, outcome: ReloadOutcome) -> None:
-        await self.catalog.replace(outcome.policies)
-        await self.engines.start()
+    async def _take_over(self, outcome: ReloadOutcome) -> ReloadResult:
+        result = ReloadResult.of(outcome)
+        try:
+            await self.catalog.replace(outcome.policies)
+        except Exception as error:
+            result = ReloadResult(ok=False, errors=[*result.errors, str(error)])
+        self.last_reload = result
+        self.metrics.policy_reload_ok.set(result.ok)
+        self.metrics.policy_reloads.labels("ok" if result.ok else "refused").inc()
+        level = self.log.info if result.ok else self.log.error
+        level("policies_reloaded", **result.model_dump())
+        return result
 
     async def _watch_policies(self) -> None:
         async for outcome in self.library.watch():
@@ -148,11 +189,17 @@ class Gateway:
     async def _refresh_keys(self) -> None:
         while True:
             await asyncio.sleep(KEY_REFRESH_SECONDS)
-            self.callers.refresh()
+            try:
+                changed = await asyncio.to_thread(self.callers.refresh)
+            except KeyFileError as error:
+                self.log.error("key_file_unusable", error=str(error))
+            else:
+                if changed:
+                    self.log.info("keys_reloaded")
 
 
 def hash_key(settings: Settings) -> bytes:
-    """What the digests of the action `hash` are keyed with: set, or made once and kept in the state folder."""
+    """What the digests of the action `hash` are keyed with: set, or made once and kept."""
     if settings.hash_key is not None:
         return settings.hash_key.get_secret_value().encode()
     path: Path = settings.state_dir / "hash.key"

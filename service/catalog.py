@@ -6,42 +6,29 @@ keep the one they began with.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from guardrails.build import GuardEnvironment, GuardSet, build_guards
-from guardrails.runtime import Runtime, ServableSpec
+from guardrails.chain import InputChain
+from guardrails.runtime import Runtime
+from guardrails.servable import ServableSpec
+from guardrails.verdict_cache import VerdictCache
 from policies.load import LoadedPolicy
 from policies.spec import PolicySpec
-from service.engine.client import Headers, Reply
-from service.engine.event_stream import EventStream
+from service.engine.engine import Engine
+from service.engines import Engines
 from service.http import Header
 from service.openai.errors import ModelNotFound
 from service.telemetry.metrics import Metrics
-
-
-class Backend(Protocol):
-    """What answers: an upstream, several behind one door, or a managed vLLM."""
-
-    async def complete(
-        self, path: str, body: bytes | None, headers: Headers | None = None, *, method: str = "POST"
-    ) -> Reply:
-        """The whole reply. Raises `UpstreamError`."""
-        ...
-
-    async def open_stream(
-        self, path: str, body: bytes, headers: Headers | None = None, *, raw: bool = False
-    ) -> EventStream:
-        """The reply as a stream, once it has begun. Raises `UpstreamError`."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
     """An engine, the name that the model has there, and what exactly is loaded, for people and records."""
 
-    backend: Backend
+    engine: Engine
     model: str
     checkpoint: str
 
@@ -53,6 +40,7 @@ class Served:
     policy: LoadedPolicy
     target: Target
     guards: GuardSet
+    chain: InputChain
     headers: tuple[Header, ...] = field(repr=False)
 
     @property
@@ -76,15 +64,17 @@ class Catalog:
         self,
         environment: GuardEnvironment,
         runtime: Runtime,
+        engines: Engines,
+        cache: VerdictCache | None,
         metrics: Metrics,
-        target_for: Callable[[PolicySpec], Target],
     ) -> None:
-        """`target_for` finds the engine of a policy; raises `LookupError` where there is none."""
         self._environment = environment
         self._runtime = runtime
+        self._engines = engines
+        self._cache = cache
         self._metrics = metrics
-        self._target_for = target_for
         self._served: Mapping[str, Served] = {}
+        self._changing = asyncio.Lock()
 
     def get(self, name: str) -> Served:
         """The policy of this name. Raises `ModelNotFound`."""
@@ -98,25 +88,41 @@ class Catalog:
         return [served for _, served in sorted(self._served.items())]
 
     async def replace(self, policies: Mapping[str, LoadedPolicy]) -> None:
-        """Serve exactly these from now on. Where anything fails, everything stays as it was."""
-        fresh = {name: self._bind(policy) for name, policy in policies.items()}
-        servables: dict[str, ServableSpec] = {}
-        for served in fresh.values():
-            servables.update(served.guards.servables)
-        await self._runtime.ensure(servables)
-        self._served = fresh
-        self._publish()
+        """Serve exactly these from now on, once their guards and engines are up.
 
-    def _bind(self, policy: LoadedPolicy) -> Served:
+        Where anything fails, the error is raised and everything stays as it was.
+        """
+        async with self._changing:
+            try:
+                fresh = {name: await self._bind(policy) for name, policy in policies.items()}
+                servables: dict[str, ServableSpec] = {}
+                for served in fresh.values():
+                    servables.update(served.guards.servables)
+                starting = asyncio.gather(self._runtime.ensure(servables), self._engines.start())
+                try:
+                    await starting
+                except BaseException:
+                    starting.cancel()
+                    raise
+                self._served = fresh
+            finally:
+                self._engines.retire([served.target.engine for served in self._served.values()])
+            self._publish()
+
+    async def _bind(self, policy: LoadedPolicy) -> Served:
         known = self._served.get(policy.name)
-        if known is not None and known.policy.digest == policy.digest:
+        engine, model, checkpoint = self._engines.engine_for(policy.spec)
+        if known is not None and known.policy == policy and known.target.engine is engine:
             return known
-        target = self._target_for(policy.spec)
         headers = (
             (b"x-keel-policy", f"{policy.name}@{policy.digest[:12]}".encode()),
-            (b"x-keel-checkpoint", target.checkpoint.encode("latin-1", "replace")),
+            (b"x-keel-checkpoint", checkpoint.encode("ascii", "replace")),
         )
-        return Served(policy, target, build_guards(policy.spec, self._environment), headers)
+        guards = await asyncio.to_thread(build_guards, policy.spec, self._environment)
+        chain = InputChain(
+            guards.input, self._runtime, self._cache, policy_digest=policy.digest, roles=policy.spec.roles
+        )
+        return Served(policy, Target(engine, model, checkpoint), guards, chain, headers)
 
     def _publish(self) -> None:
         self._metrics.policy_info.clear()

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from service.cli_checkpoints import checkpoints_app
+from service.cli_keys import keys_app
 from service.settings import ConfigError, Settings
 
 app = typer.Typer(
@@ -18,9 +20,8 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def _root() -> None:
-    """Keel."""
+app.add_typer(keys_app, name="keys")
+app.add_typer(checkpoints_app, name="checkpoints")
 
 
 @app.command()
@@ -60,3 +61,7 @@ def _fail(message: str) -> None:
 def main() -> None:
     """The console script."""
     app()
+
+
+if __name__ == "__main__":
+    main()

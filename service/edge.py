@@ -112,30 +112,29 @@ class Gate:
         unready: Callable[[], str | None],
         max_in_flight: int,
         max_body_bytes: int,
-        host_names: Iterable[str] | None,
+        keyless: Callable[[], bool],
+        host_names: Iterable[str],
     ) -> None:
         """`unready` says why generation can't be served now, None when it can.
 
-        `host_names` are the names by which this gateway may be called; None where keys protect it, so that
-        the name tells nothing.
+        `host_names` are the names by which this gateway may be called while no keys protect it.
         """
         self._app = app
         self._metrics = metrics
         self._unready = unready
         self._max_in_flight = max_in_flight
         self._max_body_bytes = max_body_bytes
-        self._host_names = None if host_names is None else frozenset(host_names) | LOOPBACK_NAMES
+        self._keyless = keyless
+        self._host_names = frozenset(host_names) | LOOPBACK_NAMES
         self._in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope["path"]
+        if self._keyless():
+            _check_origin(scope, self._host_names)
         if not path.startswith("/v1/"):
-            if self._host_names is not None:
-                self._check_origin(scope)
             await self._app(scope, receive, send)
             return
-        if self._host_names is not None:
-            self._check_origin(scope)
         self._check_length(scope)
         reason = self._unready()
         if reason is not None:
@@ -155,21 +154,21 @@ class Gate:
         if announced is not None and announced.isdigit() and int(announced) > self._max_body_bytes:
             raise PayloadTooLarge(f"the body has {int(announced)} bytes; the limit is {self._max_body_bytes}")
 
-    def _check_origin(self, scope: Scope) -> None:
-        """Without keys, any page in a browser on this machine could call us (DNS rebinding, CSRF).
 
-        A rebound name shows in `Host`, a foreign page in `Origin`.
-        """
-        host = _host_name(b"//" + (header(scope, b"host") or b""))
-        origin = header(scope, b"origin")
-        assert self._host_names is not None
-        if host not in self._host_names and host != "":
-            raise Forbidden(
-                f"this gateway has no API keys and does not answer to the host name {host!r}; "
-                "add it to 'trusted_hosts', or create a key with `keel keys create`"
-            )
-        if origin is not None and _host_name(origin) not in self._host_names:
-            raise Forbidden("this gateway has no API keys and takes no calls from other sites' pages")
+def _check_origin(scope: Scope, host_names: frozenset[str]) -> None:
+    """Without keys, any page in a browser on this machine could call us (DNS rebinding, CSRF).
+
+    A rebound name shows in `Host`, a foreign page in `Origin`.
+    """
+    host = _host_name(b"//" + (header(scope, b"host") or b""))
+    origin = header(scope, b"origin")
+    if host and host not in host_names:
+        raise Forbidden(
+            f"this gateway has no API keys and does not answer to the host name {host[:100]!r}; "
+            "add it to 'trusted_hosts', or create a key with `keel keys create`"
+        )
+    if origin is not None and _host_name(origin) not in host_names:
+        raise Forbidden("this gateway has no API keys and takes no calls from other sites' pages")
 
 
 def _host_name(url: bytes) -> str:

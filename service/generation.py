@@ -59,6 +59,13 @@ class Generation:
         return bool(options and options.include_usage)
 
     @property
+    def choices(self) -> int:
+        """How many choices the reply has."""
+        prompt = self.payload.get("prompt")
+        prompts = len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1
+        return (self.request.n or 1) * prompts
+
+    @property
     def path(self) -> str:
         return PATHS[self.kind]
 
@@ -70,7 +77,12 @@ class Generation:
         self.payload["model"] = self.served.target.model
         if self.call.stream:
             options = self.payload.get("stream_options")
-            self.payload["stream_options"] = {**(options or {}), "include_usage": True}
+            asked = {**(options or {}), "include_usage": True}
+            if self.served.guards.output and self.served.target.engine.child is not None:
+                asked["continuous_usage_stats"] = (
+                    True  # vLLM's own: a reply that is cut off still has its usage
+                )
+            self.payload["stream_options"] = asked
         try:
             return orjson.dumps(self.payload)
         except orjson.JSONEncodeError:

@@ -153,9 +153,10 @@ async def send_error(send: Send, error: ApiError) -> None:
     await send_response(send, error.status, error.body(), (JSON_TYPE, *error.headers))
 
 
-async def watch_for_disconnect(call: Call, receive: Receive, task: asyncio.Task[Any]) -> None:
+async def watch_for_disconnect(call: Call, receive: Receive, task: asyncio.Task[Any] | None) -> None:
     """Cancel `task` as soon as the client goes away. Run beside it, after the body was read."""
     while (await receive())["type"] != "http.disconnect":
         pass
     call.client_gone = True
-    task.cancel()
+    if task is not None:
+        task.cancel()

@@ -37,7 +37,8 @@ class Limiter:
     ) -> None:
         options = {} if uri.startswith("memory") else {"implementation": "redispy"}
         storage = storage_from_string(f"async+{uri}", **options)
-        assert isinstance(storage, Storage)
+        if not isinstance(storage, Storage):
+            raise TypeError(f"{uri!r} has no asynchronous storage")
         self._requests = SlidingWindowCounterRateLimiter(storage)
         self._tokens = FixedWindowRateLimiter(storage)
         self._metrics = metrics

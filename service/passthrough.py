@@ -26,7 +26,7 @@ async def complete(generation: Generation, send: Send) -> None:
     call.state = "generating"
     began = time.perf_counter()
     try:
-        reply = await served.target.backend.complete(generation.path, body, generation.upstream_headers)
+        reply = await served.target.engine.complete(generation.path, body, generation.upstream_headers)
     except UpstreamError as error:
         raise from_engine(error) from error
     finally:
@@ -45,7 +45,7 @@ async def stream(generation: Generation, send: Send) -> None:
     call.state = "generating"
     began = time.perf_counter()
     try:
-        events = await served.target.backend.open_stream(generation.path, body, generation.upstream_headers)
+        events = await served.target.engine.open_stream(generation.path, body, generation.upstream_headers)
         async with events:
             await events.prime()
             call.upstream_s += time.perf_counter() - began

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.openai.errors import ApiError, BadRequest, RequestTimeout, Unavailable
 
@@ -100,17 +100,24 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _head_late(self) -> None:
         self._head_timer = None
-        if self.cycle is not None and not self.cycle.response_complete:
+        if self._answering():
             return
         if self._head_bytes == 0:
             self.transport.close()  # connected and silent: nothing to answer
             return
         self._refuse(RequestTimeout("the request's head did not arrive in time"))
 
+    def _answering(self) -> bool:
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle is not None and cycle.response_started and not cycle.response_complete
+
     def _refuse(self, error: ApiError) -> None:
         """Answer at once, outside ASGI, and hang up."""
         self._disarm()
         if self.transport.is_closing():
+            return
+        if self._answering():
+            self.transport.close()  # an answer here would land in the midst of another
             return
         body = error.body()
         lines: list[bytes] = [STATUS_LINE[error.status]]

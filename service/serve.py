@@ -15,8 +15,9 @@ from collections.abc import Iterator
 import uvicorn
 from rich.console import Console
 
+from policies.errors import PolicyError
 from service.app import Gateway
-from service.auth import KeyFile
+from service.auth import KeyFile, KeyFileError
 from service.protocol import BoundedProtocol
 from service.settings import ConfigError, Settings
 from service.telemetry import logs
@@ -51,8 +52,21 @@ def run(settings: Settings) -> int:
     log, writer = logs.configure(settings.log.format, settings.log.level)
     try:
         gateway = Gateway(settings, log)
-        listener = _listen(settings)
-        config = uvicorn.Config(
+        listener = listen(settings)
+        server = make_server(gateway)
+        with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
+            return runner.run(_serve(gateway, server, listener, console))
+    except (PolicyError, KeyFileError) as error:
+        raise ConfigError(str(error)) from error
+    finally:
+        writer.close()
+
+
+def make_server(gateway: Gateway) -> Server:
+    """The HTTP server of a gateway, with its limits."""
+    settings = gateway.settings
+    return Server(
+        uvicorn.Config(
             gateway.app,
             http=BoundedProtocol.bounded(
                 max_head_bytes=settings.limits.max_header_bytes,
@@ -68,17 +82,14 @@ def run(settings: Settings) -> int:
             server_header=False,
             proxy_headers=False,
             timeout_keep_alive=settings.limits.keep_alive_s,
-            timeout_graceful_shutdown=int(settings.drain_timeout_s),
+            timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),
             backlog=2_048,
         )
-        factory = config.get_loop_factory()
-        with asyncio.Runner(loop_factory=factory) as runner:
-            return runner.run(_serve(gateway, Server(config), listener, console))
-    finally:
-        writer.close()
+    )
 
 
-def _listen(settings: Settings) -> socket.socket:
+def listen(settings: Settings) -> socket.socket:
+    """The socket to serve on. Raises `ConfigError` where it can't be had."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from guardrails.runtime import Runtime
 from service import passthrough
 from service.catalog import Catalog, Served
 from service.generation import Generation, Kind
@@ -15,6 +16,8 @@ from service.limits import Limiter
 from service.openai.errors import ApiError, BadRequest
 from service.openai.types import ChatRequest, CompletionRequest
 from service.openai.validation import explain
+from service.release import Releasing, refuse
+from service.request import Examined, Refusal, beside_engine, examine_input
 from service.settings import Limits
 from service.telemetry.metrics import Metrics
 
@@ -25,10 +28,17 @@ class GenerationEndpoint:
     """One of the two, as a raw ASGI endpoint."""
 
     def __init__(
-        self, kind: Kind, catalog: Catalog, metrics: Metrics, limiter: Limiter, limits: Limits
+        self,
+        kind: Kind,
+        catalog: Catalog,
+        runtime: Runtime,
+        metrics: Metrics,
+        limiter: Limiter,
+        limits: Limits,
     ) -> None:
         self._kind: Kind = kind
         self._catalog = catalog
+        self._runtime = runtime
         self._metrics = metrics
         self._limiter = limiter
         self._limits = limits
@@ -40,9 +50,7 @@ class GenerationEndpoint:
             scope, receive, max_bytes=self._limits.max_body_bytes, timeout=self._limits.body_timeout_s
         )
         generation = self._understand(scope, call, body)
-        task = asyncio.current_task()
-        assert task is not None
-        watcher = asyncio.create_task(watch_for_disconnect(call, receive, task))
+        watcher = asyncio.create_task(watch_for_disconnect(call, receive, asyncio.current_task()))
         try:
             await self._answer(generation, send)
         except asyncio.CancelledError:
@@ -79,10 +87,24 @@ class GenerationEndpoint:
         return Generation(self._kind, call, served, request, payload, headers)
 
     async def _answer(self, generation: Generation, send: Send) -> None:
-        if generation.call.stream:
-            await passthrough.stream(generation, send)
-        else:
-            await passthrough.complete(generation, send)
+        served, stream = generation.served, generation.call.stream
+        if not served.guarded:
+            await (passthrough.stream if stream else passthrough.complete)(generation, send)
+            return
+        examined = Examined()
+        try:
+            await examine_input(generation, examined, self._metrics)
+            engine, path, headers = served.target.engine, generation.path, generation.upstream_headers
+            body = generation.upstream_body()
+            releasing = Releasing(generation, examined, self._runtime, self._metrics, send)
+            if stream:
+                asking = engine.open_stream(path, body, headers)
+                await releasing.stream(await beside_engine(generation, examined, self._metrics, asking))
+            else:
+                asked = engine.complete(path, body, headers)
+                await releasing.reply(await beside_engine(generation, examined, self._metrics, asked))
+        except Refusal:
+            await refuse(generation, examined.report, send)
 
 
 def _check_policy(request: ChatRequest | CompletionRequest, served: Served) -> None:

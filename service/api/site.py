@@ -1,4 +1,4 @@
-"""What isn't hot, on FastAPI: health, metrics, the model list, the admin's routes and the API's own description."""
+"""What isn't hot, on FastAPI: health, metrics, the models, the admin's routes, the API's description."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ class EmbeddingRequest(Wire):
 
 
 class ModerationRequest(Wire):
-    """`POST /v1/moderations`. `model` is the policy whose guards answer, by default the gateway's own default."""
+    """`POST /v1/moderations`. `model` is the policy whose guards answer; there is a default."""
 
     input: Str | Annotated[list[Str | ContentPart], Field(min_length=1, max_length=1_000)]
     model: ModelName | None = None

@@ -10,7 +10,6 @@ import logging
 import queue
 import sys
 import threading
-from collections.abc import Mapping
 from typing import Any, Literal, TextIO
 
 import orjson
@@ -98,7 +97,10 @@ def _json(_: object, __: str, event: EventDict) -> str:
 def configure(
     format: Literal["auto", "json", "console"] = "auto", level: str = "info", stream: TextIO | None = None
 ) -> tuple[FilteringBoundLogger, Writer]:
-    """The gateway's logger, and the writer to close at the end. `auto` is for people on a terminal, else JSON."""
+    """The process' logger, and the writer to close at the end.
+
+    `auto` is the console's form where a person reads on a terminal, and JSON elsewhere.
+    """
     stream = stream or sys.stderr
     writer = Writer(stream)
     console = format == "console" or (format == "auto" and stream.isatty())
@@ -108,31 +110,19 @@ def configure(
         else [structlog.processors.format_exc_info, _json]
     )
     number = getattr(logging, level.upper())
-    log: FilteringBoundLogger = structlog.wrap_logger(
-        _Sink(writer),
+    structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
             *last,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=lambda *_: _Sink(writer),
+        cache_logger_on_first_use=False,
     )
+    log: FilteringBoundLogger = structlog.get_logger()
     handler = _StdlibHandler(log)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(max(number, logging.WARNING))
     return log, writer
-
-
-def silent() -> FilteringBoundLogger:
-    """A logger that says nothing, for tools and tests."""
-    log: FilteringBoundLogger = structlog.wrap_logger(
-        structlog.testing.CapturingLogger(),
-        processors=[_drop],
-        wrapper_class=structlog.make_filtering_bound_logger(60),
-    )
-    return log
-
-
-def _drop(_: object, __: str, event: Mapping[str, Any]) -> EventDict:
-    raise structlog.DropEvent

@@ -1,0 +1,135 @@
+"""`/admin/v1`: for whoever runs the gateway, behind the admin key."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel
+
+from policies.load import ReloadOutcome
+from policies.registry import Registry
+from service.catalog import Catalog
+
+
+class State(Protocol):
+    """What these routes ask of the gateway."""
+
+    @property
+    def catalog(self) -> Catalog: ...
+
+    @property
+    def registry(self) -> Registry: ...
+
+    @property
+    def last_reload(self) -> ReloadResult: ...
+
+    async def reload_policies(self) -> ReloadResult: ...
+
+
+class ReloadResult(BaseModel):
+    """What the last look at the policy files changed. `errors` name file, line and column.
+
+    `ok` is false when anything was refused; what was served before is then served still.
+    """
+
+    ok: bool = True
+    added: list[str] = []
+    changed: list[str] = []
+    removed: list[str] = []
+    errors: list[str] = []
+
+    @classmethod
+    def of(cls, outcome: ReloadOutcome) -> ReloadResult:
+        """From the library's own account."""
+        return cls(
+            ok=outcome.ok,
+            added=list(outcome.added),
+            changed=list(outcome.changed),
+            removed=list(outcome.removed),
+            errors=[str(fault) for fault in outcome.faults],
+        )
+
+
+class PolicyInfo(BaseModel):
+    """A policy as it is served now."""
+
+    name: str
+    digest: str
+    path: str | None
+    checkpoint: str
+
+
+class PolicyList(BaseModel):
+    """All policies, and how the last reload went."""
+
+    policies: list[PolicyInfo]
+    last_reload: ReloadResult
+
+
+class CheckpointInfo(BaseModel):
+    """A published checkpoint."""
+
+    name: str
+    digest: str
+    kind: str
+    description: str
+    aliases: list[str]
+    bytes: int
+
+
+class CheckpointList(BaseModel):
+    """All checkpoints of the registry."""
+
+    checkpoints: list[CheckpointInfo]
+
+
+def admin_routes(state: State) -> APIRouter:
+    """The routes, to be included into the site."""
+    routes = APIRouter(prefix="/admin/v1", tags=["admin"])
+
+    @routes.get("/policies")
+    async def policies() -> PolicyList:
+        """The policies that are served, with their digests."""
+        found = [
+            PolicyInfo(
+                name=served.name,
+                digest=served.policy.digest,
+                path=str(served.policy.path) if served.policy.path else None,
+                checkpoint=served.target.checkpoint,
+            )
+            for served in state.catalog.all()
+        ]
+        return PolicyList(policies=found, last_reload=state.last_reload)
+
+    @routes.post("/policies/reload", responses={409: {"model": ReloadResult}})
+    async def reload(response: Response) -> ReloadResult:
+        """Read the policy files again. 409 when something in them was refused."""
+        result = await state.reload_policies()
+        response.status_code = 200 if result.ok else 409
+        return result
+
+    @routes.get("/checkpoints")
+    async def checkpoints() -> CheckpointList:
+        """The registry's checkpoints."""
+        return await asyncio.to_thread(_checkpoints, state.registry)
+
+    return routes
+
+
+def _checkpoints(registry: Registry) -> CheckpointList:
+    aliases = registry.aliases()
+    return CheckpointList(
+        checkpoints=[
+            CheckpointInfo(
+                name=found.name,
+                digest=found.digest,
+                kind=found.manifest.kind,
+                description=found.manifest.description,
+                aliases=sorted(alias for alias, ref in aliases.items() if ref == found.ref),
+                bytes=sum(file.bytes for file in found.manifest.files),
+            )
+            for found in registry.checkpoints()
+        ]
+    )

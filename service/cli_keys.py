@@ -1,0 +1,85 @@
+"""`keel keys`: who may call."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from service.auth import KeyFile, KeyFileError
+from service.settings import ConfigError, Settings
+
+keys_app = typer.Typer(help="API keys: create, list and revoke.", no_args_is_help=True)
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="A YAML file with settings.")]
+
+
+@keys_app.command()
+def create(
+    name: Annotated[str, typer.Argument(help="What you will know this key by: a person, a service.")],
+    admin: Annotated[bool, typer.Option(help="For /admin, not for /v1.")] = False,
+    requests_per_minute: Annotated[int | None, typer.Option(min=1)] = None,
+    tokens_per_minute: Annotated[int | None, typer.Option(min=1)] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Create a key and print it. It is shown this once: only its hash is stored."""
+    file = _file(config)
+    try:
+        key = file.create(
+            name, admin=admin, requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute
+        )
+    except KeyFileError as error:
+        _fail(str(error))
+    print(
+        f"Key {name!r} is stored, hashed, in {file.path}; this is the only time it is shown:", file=sys.stderr
+    )
+    print(key)
+
+
+@keys_app.command("list")
+def list_keys(config: ConfigOption = None) -> None:
+    """List the keys: names and limits."""
+    file = _file(config)
+    try:
+        callers = file.load()
+    except KeyFileError as error:
+        _fail(str(error))
+    table = Table("name", "for", "requests/min", "tokens/min", "created", title=str(file.path))
+    for caller in callers:
+        table.add_row(
+            caller.name,
+            "admin" if caller.admin else "api",
+            str(caller.requests_per_minute or "-"),
+            str(caller.tokens_per_minute or "-"),
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(caller.created)),
+        )
+    Console().print(table if callers else f"no keys in {file.path}; make one with `keel keys create NAME`")
+
+
+@keys_app.command()
+def revoke(
+    name: Annotated[str, typer.Argument(help="The key's name, see `keel keys list`.")],
+    config: ConfigOption = None,
+) -> None:
+    """Revoke a key. Running gateways refuse it within seconds."""
+    try:
+        _file(config).revoke(name)
+    except KeyFileError as error:
+        _fail(str(error))
+    print(f"revoked {name!r}")
+
+
+def _file(config: Path | None) -> KeyFile:
+    try:
+        return KeyFile(Settings.load(config).key_file)
+    except ConfigError as error:
+        _fail(str(error))
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"keel: {message}", file=sys.stderr)
+    raise typer.Exit(2)

@@ -1,0 +1,128 @@
+"""The response field `guardrails`: what was found and done, without ever repeating the text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from guardrails.chain import ChainResult, GuardReport
+from guardrails.guard import Stage
+from guardrails.verdict import Action, Failure, Finding, Verdict
+from service.catalog import Served
+from service.conversation import Place
+from service.telemetry.metrics import Metrics
+
+Status = Literal["passed", "modified", "blocked"]
+
+
+@dataclass(slots=True)
+class Report:
+    """What the guards said about one request and its reply. Findings are told with where they stand."""
+
+    input: list[tuple[str, Finding]] = field(default_factory=list)
+    output: list[tuple[int, str, Finding]] = field(default_factory=list)
+    failures: list[tuple[Stage, Failure]] = field(default_factory=list)
+    action: Action = Action.ALLOW
+
+    def add_input(self, places: Sequence[Place], result: ChainResult) -> None:
+        """One phase of the input chain."""
+        for place, part in zip(places, result.parts, strict=True):
+            self.input += [(place.param, finding) for finding in sorted(part.verdict.findings)]
+            self.failures += [("input", failure) for failure in sorted(part.verdict.failures)]
+        self.action = max(self.action, result.action)
+
+    def add_output(self, choice: int, channel: str, verdict: Verdict) -> None:
+        """One channel of one choice, at its end."""
+        self.output += [(choice, channel, finding) for finding in sorted(verdict.findings)]
+        self.failures += [("output", failure) for failure in sorted(verdict.failures)]
+        self.action = max(self.action, verdict.action)
+
+    @property
+    def status(self) -> Status:
+        """`blocked` covers what was escalated; `action` tells which."""
+        if self.action.withholds:
+            return "blocked"
+        return "modified" if self.action > Action.ALLOW else "passed"
+
+    def render(self, served: Served) -> dict[str, Any] | None:
+        """The field, as much of it as the policy exposes; None for nothing."""
+        expose = served.spec.expose
+        if expose == "none":
+            return None
+        field_: dict[str, Any] = {
+            "status": self.status,
+            "action": self.action.name.lower(),
+            "policy": {"name": served.name, "digest": served.policy.digest},
+            "checkpoint": served.target.checkpoint,
+        }
+        if expose == "findings":
+            field_["input"] = [{"param": param, **_finding(finding)} for param, finding in self.input]
+            field_["output"] = [
+                {"choice": choice, "channel": channel, **_finding(finding)}
+                for choice, channel, finding in self.output
+            ]
+            field_["failures"] = [
+                {
+                    "stage": stage,
+                    "guard": failure.guard,
+                    "reason": failure.reason,
+                    "action": failure.action.name.lower(),
+                }
+                for stage, failure in self.failures
+            ]
+        return field_
+
+    def culprit(self) -> str:
+        """The guard that decided, for a message."""
+        pairs = [(finding.action, finding.guard) for _, finding in self.input]
+        pairs += [(failure.action, failure.guard) for _, failure in self.failures]
+        return max(pairs, default=(Action.ALLOW, ""))[1]
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    return {
+        "guard": finding.guard,
+        "entity_type": finding.entity_type,
+        "start": finding.start,
+        "end": finding.end,
+        "score": round(finding.score, 4),
+        "action": finding.action.name.lower(),
+    }
+
+
+def count(metrics: Metrics, stage: Stage, verdict: Verdict) -> None:
+    """Findings and failures into the metrics."""
+    for finding in verdict.findings:
+        metrics.findings.labels(finding.guard, finding.entity_type, finding.action.name.lower(), stage).inc()
+    for failure in verdict.failures:
+        metrics.guard_errors.labels(failure.guard, failure.reason, stage).inc()
+
+
+def count_times(metrics: Metrics, stage: Stage, reports: Iterable[GuardReport]) -> None:
+    """How long guards took, where they looked at all."""
+    for report in reports:
+        if report.state != "skipped" and not report.cached:
+            metrics.guard_duration.labels(report.guard, stage).observe(report.ms / 1e3)
+
+
+def render_guard(report: GuardReport) -> dict[str, Any]:
+    """One guard's word on one text, for `/v1/checks`."""
+    return {
+        "guard": report.guard,
+        "state": report.state,
+        "action": report.action.name.lower(),
+        "score": round(report.score, 6),
+        "categories": {name: round(score, 6) for name, score in report.categories.items()},
+        "findings": [
+            {
+                "entity_type": finding.entity_type,
+                "start": finding.start,
+                "end": finding.end,
+                "score": round(finding.score, 6),
+            }
+            for finding in report.findings
+        ],
+        "ms": report.ms,
+        **({"failure": report.failure} if report.failure else {}),
+    }

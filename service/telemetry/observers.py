@@ -1,0 +1,126 @@
+"""What engines and guard workers report, turned into metrics."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from guardrails.pool import WorkerEvent
+from guardrails.runtime import Observer
+from service.engine.errors import Refused, UpstreamError
+from service.engine.observer import ChildState, CircuitState
+from service.telemetry.metrics import FINE, FIRST_TOKEN, SECONDS, Metrics
+
+CIRCUITS: dict[CircuitState, int] = {"closed": 0, "half_open": 1, "open": 2}
+
+
+class EngineMetrics:
+    """`service.engine.observer.EngineObserver`. Upstreams' names come from policies: they are few."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        registry = metrics.registry
+        self._in_flight = Gauge(
+            "keel_upstream_in_flight", "Requests with an upstream.", ("upstream",), registry=registry
+        )
+        self._waiting = Gauge("keel_engine_waiting", "Requests waiting for a slot.", registry=registry)
+        self._first_byte = Histogram(
+            "keel_upstream_first_event_seconds",
+            "From sending a request to a stream's first event.",
+            ("upstream",),
+            buckets=FIRST_TOKEN,
+            registry=registry,
+        )
+        self._attempts = Histogram(
+            "keel_upstream_attempt_seconds",
+            "Attempts at an upstream, by outcome.",
+            ("upstream", "outcome"),
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._retries = Counter(
+            "keel_upstream_retries", "Attempts made again.", ("upstream", "error"), registry=registry
+        )
+        self._refused = Counter(
+            "keel_engine_refused", "Requests that no upstream got.", ("reason",), registry=registry
+        )
+        self._circuit = Gauge(
+            "keel_upstream_circuit", "0 closed, 1 half open, 2 open.", ("upstream",), registry=registry
+        )
+        self._child_up = Gauge(
+            "keel_vllm_ready", "1 while the managed vLLM serves.", ("name",), registry=registry
+        )
+        self._restarts = Gauge(
+            "keel_vllm_restarts", "Restarts of the managed vLLM.", ("name",), registry=registry
+        )
+
+    def in_flight(self, upstream: str, count: int) -> None:
+        """So many requests are now with this upstream."""
+        self._in_flight.labels(upstream).set(count)
+
+    def waiting(self, count: int) -> None:
+        """So many requests now wait for a slot."""
+        self._waiting.set(count)
+
+    def first_byte(self, upstream: str, seconds: float) -> None:
+        """A stream's first event came so long after its request was sent."""
+        self._first_byte.labels(upstream).observe(seconds)
+
+    def finished(self, upstream: str, error: UpstreamError | None, seconds: float) -> None:
+        """One attempt ended."""
+        self._attempts.labels(upstream, type(error).__name__ if error else "ok").observe(seconds)
+
+    def retried(self, upstream: str, error: UpstreamError) -> None:
+        """This error is answered by another attempt."""
+        self._retries.labels(upstream, type(error).__name__).inc()
+
+    def refused(self, error: Refused) -> None:
+        """A request was not sent at all."""
+        self._refused.labels(type(error).__name__).inc()
+
+    def circuit(self, upstream: str, state: CircuitState) -> None:
+        """The upstream's circuit changed."""
+        self._circuit.labels(upstream).set(CIRCUITS[state])
+
+    def child(self, name: str, state: ChildState, restarts: int) -> None:
+        """A managed vLLM changed its state."""
+        self._child_up.labels(name).set(state == "ready")
+        self._restarts.labels(name).set(restarts)
+
+
+class RuntimeMetrics(Observer):
+    """What the guard workers do. Servables' names come from policies: they are few."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        registry = metrics.registry
+        self._batch_size = Histogram(
+            "keel_guard_batch_size",
+            "Texts that a guard worker took at once.",
+            ("servable",),
+            buckets=(1, 2, 4, 8, 16, 32, 64),
+            registry=registry,
+        )
+        self._batch_time = Histogram(
+            "keel_guard_batch_seconds",
+            "Time over one batch.",
+            ("servable",),
+            buckets=FINE,
+            registry=registry,
+        )
+        self._jobs = Counter(
+            "keel_guard_jobs", "Jobs by how they ended.", ("servable", "outcome"), registry=registry
+        )
+        self._workers = Counter(
+            "keel_guard_worker_events", "What happened to guard workers.", ("event",), registry=registry
+        )
+
+    def on_batch(self, servable: str, size: int, seconds: float) -> None:
+        """A batch came back."""
+        self._batch_size.labels(servable).observe(size)
+        self._batch_time.labels(servable).observe(seconds)
+
+    def on_job(self, servable: str, outcome: str, seconds: float) -> None:
+        """A job ended for one caller."""
+        self._jobs.labels(servable, outcome).inc()
+
+    def on_worker(self, event: WorkerEvent, pid: int, detail: str) -> None:
+        """Something happened to a worker."""
+        self._workers.labels(event).inc()

@@ -1,0 +1,139 @@
+"""A gateway on a real socket in front of a scripted upstream."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import structlog
+
+from service.app import Gateway
+from service.serve import listen, make_server
+from service.settings import Settings
+from service.telemetry import logs
+from tests.fakes.upstream import FakeUpstream
+
+
+@dataclass
+class Running:
+    """A gateway that serves, and ways to ask it."""
+
+    gateway: Gateway
+    upstream: FakeUpstream
+    port: int
+    session: aiohttp.ClientSession
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def post(
+        self, path: str, body: Any, headers: dict[str, str] | None = None
+    ) -> tuple[int, Any, aiohttp.ClientResponse]:
+        """Status, parsed body and response; `body` is JSON, or bytes as they are."""
+        kind = {"data": body} if isinstance(body, bytes) else {"json": body}
+        headers = {"content-type": "application/json", **(headers or {})}
+        async with self.session.post(self.url + path, headers=headers, **kind) as response:
+            return response.status, await response.json(content_type=None), response
+
+    async def get(
+        self, path: str, headers: dict[str, str] | None = None
+    ) -> tuple[int, bytes, aiohttp.ClientResponse]:
+        async with self.session.get(self.url + path, headers=headers) as response:
+            return response.status, await response.read(), response
+
+    async def chat(self, text: str = "Hello", model: str = "plain", **fields: Any) -> tuple[int, Any]:
+        """A chat request with one user message."""
+        body = {"model": model, "messages": [{"role": "user", "content": text}], **fields}
+        status, answer, _ = await self.post("/v1/chat/completions", body)
+        return status, answer
+
+    async def stream(self, text: str = "Hello", model: str = "plain", **fields: Any) -> list[bytes]:
+        """The data of a chat stream's events, `[DONE]` included."""
+        body = {"model": model, "messages": [{"role": "user", "content": text}], "stream": True, **fields}
+        async with self.session.post(self.url + "/v1/chat/completions", json=body) as response:
+            raw = await response.read()
+            assert response.status == 200, raw
+        return events(raw)
+
+
+def events(raw: bytes) -> list[bytes]:
+    """The data of the events in an event stream, whose framing must be exact."""
+    assert raw.endswith(b"\n\n")
+    blocks = raw[:-2].split(b"\n\n")
+    assert all(block.startswith(b"data: ") and b"\n" not in block for block in blocks), raw
+    return [block[6:] for block in blocks]
+
+
+@pytest.fixture
+def log_text() -> Iterator[io.StringIO]:
+    """What the gateway and its libraries have logged; written by a thread, so look at it at the end."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    text = io.StringIO()
+    _, writer = logs.configure("json", "debug", text)
+    yield text
+    writer.close()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+Serve = Callable[..., AbstractAsyncContextManager[Running]]
+
+
+@pytest.fixture
+def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_text: io.StringIO) -> Serve:
+    """`async with serve({"name": yaml}, **settings) as running:`; policies get the upstream as their model."""
+    for variable in ("KEEL_API_KEYS", "KEEL_ADMIN_KEY"):
+        monkeypatch.delenv(variable, raising=False)
+
+    @contextlib.asynccontextmanager
+    async def running(
+        policies: dict[str, str] | None = None, *, start: bool = True, **settings: Any
+    ) -> AsyncIterator[Running]:
+        folder = tmp_path / "policies"
+        folder.mkdir(exist_ok=True)
+        async with FakeUpstream() as upstream:
+            model = f'model: {{upstream: {{base_url: "{upstream.base_url}/v1", model: fake}}}}\n'
+            for name, text in {"plain": "", **(policies or {})}.items():
+                (folder / f"{name}.yaml").write_text(f"name: {name}\n{model}{text}")
+            loaded = Settings.load(
+                None,
+                **{
+                    "port": 0,
+                    "policies": [folder],
+                    "shipped_policies": False,
+                    "default_policy": "plain",
+                    "state_dir": tmp_path / "state",
+                    "watch_policies": False,
+                    "drain_timeout_s": 2.0,
+                    **settings,
+                },
+            )
+            gateway = Gateway(loaded, structlog.get_logger())
+            listener = listen(loaded)
+            server = make_server(gateway)
+            serving = asyncio.create_task(server.serve(sockets=[listener]))
+            try:
+                if start:
+                    await gateway.start()
+                while not server.started:
+                    await asyncio.sleep(0.01)
+                async with aiohttp.ClientSession() as session:
+                    yield Running(gateway, upstream, listener.getsockname()[1], session)
+            finally:
+                server.should_exit = True
+                await serving
+                await gateway.stop()
+
+    return running
