@@ -270,9 +270,10 @@ class _Bench:
 
     async def _run_stage(self, looks: Sequence[_Look], early_exit: bool) -> bool:
         """Whether something is withheld."""
+        cache = self._cache
         for look in looks:
-            seen = self._cache.get(look.key, look.guard.name) if self._cache and look.key else None
-            if seen:
+            seen = None if cache is None or look.key is None else cache.get(look.key, look.guard.name)
+            if seen is not None:
                 look.recall(seen)
         fresh = [look for look in looks if not look.cached]
         sure = any(look.action.withholds for look in looks)
@@ -281,8 +282,8 @@ class _Bench:
         if not (sure and early_exit):
             sure = await self._run_jobs(fresh, early_exit) or sure
         for look in fresh:
-            if self._cache and look.key and look.state == "finished":
-                self._cache.put(look.key, look.guard.name, Seen(tuple(look.findings), dict(look.scores)))
+            if cache is not None and look.key is not None and look.state == "finished":
+                cache.put(look.key, look.guard.name, Seen(tuple(look.findings), dict(look.scores)))
         return sure
 
     async def _scan(self, looks: Sequence[_Look], early_exit: bool) -> bool:

@@ -15,6 +15,7 @@ import regex
 from guardrails.build import GuardEnvironment
 from guardrails.guard import Context, Scope, Step
 from guardrails.matching import FormSearch, Outbox
+from guardrails.normalize import charwise
 from guardrails.remedy import Remedy
 from guardrails.scan import PatternError, PatternSet, StreamPattern
 from guardrails.verdict import Action, Finding
@@ -28,8 +29,11 @@ _NOT_IN_WORD = r"[\p{L}\p{M}\p{N}]"
 
 
 def phrase_expression(phrase: str) -> str:
-    """An expression for `phrase` and its simple inflections. Raises `PatternError` if it has no words."""
-    words = _WORD.findall(phrase)
+    """An expression for `phrase` and its simple inflections, in the normal form that texts have too.
+
+    Raises `PatternError` if it has no words.
+    """
+    words = _WORD.findall(charwise(phrase).text)
     if not words:
         raise PatternError("a phrase needs at least one word", phrase)
     inner = _APART.join(map(_inflected, words))
