@@ -36,7 +36,7 @@ check: env-dev ## lint, formatting, types, import contracts
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/lint-imports
+	@$(BIN)/lint-imports --no-logo
 
 format: env-dev ## put imports and layout in order
 	@$(BIN)/ruff check --fix --select I .
