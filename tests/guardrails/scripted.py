@@ -4,15 +4,19 @@ the text itself (words that stand for findings, scores and failures), in the sha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Any
-
-import regex
 
 from guardrails.guard import Answer, Context, Job, JobError, Scope, Step
 from guardrails.scan import Match, PatternSet, Scanner, StreamPattern
 from guardrails.segments import Segmenter
 from guardrails.verdict import Action, Finding
+
+
+@cache
+def compiled(source: str) -> StreamPattern:
+    return StreamPattern.compile(source, source)
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class RuleGuard:
     """`rules` over the text, searched for in one of the ways that guards work.
 
     pattern: as the text arrives; segment: by a job for each segment; document: by one job at the end.
+    Compiled when first used, not while hypothesis draws: the `regex` package uses `random` to make room among
+    the expressions that it remembers.
     A segment or document with the word `fail_on` in it fails.
     """
 
@@ -40,10 +46,10 @@ class RuleGuard:
     deadline: float = 1.0
     changes_text: bool = True
     longest: int = 12
-    compiled: PatternSet = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.compiled = PatternSet([StreamPattern.compile(rule.source, rule.source) for rule in self.rules])
+    @cached_property
+    def patterns(self) -> PatternSet:
+        return PatternSet([compiled(rule.source) for rule in self.rules])
 
     @property
     def action(self) -> Action:
@@ -67,7 +73,7 @@ class RuleGuard:
         return [
             (index, start + match.start(), start + match.end())
             for index, rule in enumerate(self.rules)
-            for match in regex.finditer(rule.source, text)
+            for match in compiled(rule.source).plain.finditer(text)
             if match.end() > match.start()
         ]
 
@@ -75,7 +81,7 @@ class RuleGuard:
 class _Patterns:
     def __init__(self, guard: RuleGuard) -> None:
         self.guard = guard
-        self.scanner = Scanner(guard.compiled)
+        self.scanner = Scanner(guard.patterns)
 
     def advance(self, text: str, final: bool) -> Step:
         matches, settled = self.scanner.advance(text, final)
