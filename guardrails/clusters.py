@@ -35,6 +35,14 @@ class ClusterSearch:
         self._quiet = 0  # up to here nothing can begin any more, whether or not the scanner has looked
         self._pending: list[Match] = []
 
+    def fork(self) -> ClusterSearch:
+        """A search in the same state, for a text that agrees with this one so far."""
+        other = ClusterSearch.__new__(ClusterSearch)
+        other._scanner = self._scanner.fork()
+        other._after, other._quick, other._quiet = self._after, self._quick, self._quiet
+        other._pending = self._pending.copy()
+        return other
+
     def advance(self, text: str, final: bool) -> tuple[list[list[Match]], int]:
         """The groups that are complete now, in order, and the offset before which no further one starts."""
         if self._quick and not self._pending and not _TRIGGER.search(text, self._quiet):

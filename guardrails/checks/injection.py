@@ -1,0 +1,37 @@
+"""Attempts to take over the model: jailbreaks, and instructions hidden in documents and tool results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from guardrails import models
+from guardrails.build import GuardEnvironment
+from guardrails.scoring import BENIGN, Judgement, ScoreGuard, score_guard
+from policies.errors import Problem
+from policies.spec import InjectionSpec
+
+LABEL = "injection"
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """The label `injection` where the classifier has it; else whatever of its labels isn't benign."""
+
+    threshold: float
+
+    def __call__(self, scores: Mapping[str, float]) -> Judgement:
+        score = scores.get(LABEL)
+        if score is None:
+            score = max((s for label, s in scores.items() if label.lower() not in BENIGN), default=0.0)
+        return Judgement({LABEL: score}, {LABEL.upper(): score} if score >= self.threshold else {})
+
+
+def build(spec: InjectionSpec, env: GuardEnvironment) -> ScoreGuard:
+    """The guard of `spec`. Raises what `guardrails.models.classifier` does."""
+    return score_guard(spec, env, Threshold(spec.threshold))
+
+
+def problems(spec: InjectionSpec, env: GuardEnvironment) -> Iterator[Problem]:
+    """A model that isn't there."""
+    yield from models.problems(spec.model, env, "model")

@@ -1,0 +1,51 @@
+"""Insults, threats, obscenity and attacks on groups, scored by a classifier with Detoxify's labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from guardrails import models
+from guardrails.build import GuardEnvironment
+from guardrails.scoring import BENIGN, Judgement, ScoreGuard, score_guard
+from policies.errors import Problem
+from policies.spec import ToxicitySpec
+
+OTHER_TASKS = frozenset({"injection", "jailbreak", "harm"})
+"""Labels of other tasks in a classifier with several heads; they count only with a threshold of their own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """A label is flagged from its own threshold on, or else from the common one."""
+
+    common: float
+    own: Mapping[str, float]
+
+    def __call__(self, scores: Mapping[str, float]) -> Judgement:
+        relevant = {
+            label: score
+            for label, score in scores.items()
+            if label in self.own or (label not in OTHER_TASKS and label.lower() not in BENIGN)
+        }
+        flagged = {
+            label.upper(): score
+            for label, score in relevant.items()
+            if score >= self.own.get(label, self.common)
+        }
+        return Judgement(relevant, flagged)
+
+
+def build(spec: ToxicitySpec, env: GuardEnvironment) -> ScoreGuard:
+    """The guard of `spec`. Raises what `guardrails.models.classifier` does."""
+    return score_guard(spec, env, Thresholds(spec.threshold, dict(spec.thresholds)))
+
+
+def problems(spec: ToxicitySpec, env: GuardEnvironment) -> Iterator[Problem]:
+    """A model that isn't there, and thresholds for labels that it doesn't have."""
+    yield from models.problems(spec.model, env, "model")
+    labels = models.labels(spec.model, env)
+    for label in spec.thresholds:
+        if labels and label not in labels:
+            known = ", ".join(sorted(labels))
+            yield Problem(("thresholds", label), f"the model has no label {label!r}; it has: {known}")

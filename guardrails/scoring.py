@@ -1,0 +1,117 @@
+"""Guards that judge by a classifier's scores; `toxicity` and `injection` say by which, and from where on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from guardrails import models
+from guardrails.build import GuardEnvironment
+from guardrails.classifier import Output
+from guardrails.guard import Answer, Context, Job, Scope, Step
+from guardrails.normalize import charwise
+from guardrails.remedy import Remedy
+from guardrails.servable import ServableSpec
+from guardrails.verdict import Action, Finding
+from guardrails.windows import Window, Windows
+from policies.spec import ClassifierBase
+
+MAX_VIEWS = 4
+"""Readings of one window that are scored: as it stands, unspaced, decoded …; the highest score counts."""
+
+BENIGN = frozenset(
+    "benign clean harmless label_0 legit legitimate neutral non-toxic non_toxic nontoxic normal not_toxic ok "
+    "safe".split()
+)
+"""Labels that say that nothing is wrong, in classifiers with one probability for each of two classes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """Which of a classifier's scores concern a guard, and which of those are findings, by entity type."""
+
+    scores: Mapping[str, float]
+    flagged: Mapping[str, float]
+
+
+Judge = Callable[[Mapping[str, float]], Judgement]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreGuard:
+    """Scores every piece of a text; a piece that is flagged is a finding over the whole of it."""
+
+    name: str
+    scope: Scope
+    on_error: Action
+    deadline: float
+    remedy: Remedy
+    servable: ServableSpec
+    judge: Judge
+
+    @property
+    def action(self) -> Action:
+        return self.remedy.action
+
+    @property
+    def changes_text(self) -> bool:
+        return self.remedy.changes_text
+
+    @property
+    def servables(self) -> frozenset[str]:
+        return frozenset({self.servable.name})
+
+    @property
+    def servable_specs(self) -> Mapping[str, ServableSpec]:
+        return {self.servable.name: self.servable}
+
+    def examine(self, context: Context) -> ScoreExamination:
+        return ScoreExamination(self, context)
+
+
+class ScoreExamination:
+    """One text under examination by a `ScoreGuard`."""
+
+    __slots__ = ("_guard", "_windows")
+
+    def __init__(self, guard: ScoreGuard, context: Context) -> None:
+        self._guard = guard
+        self._windows = Windows(context, whole=guard.scope == "document")
+
+    def advance(self, text: str, final: bool) -> Step:
+        windows, settled = self._windows.advance(text, final)
+        jobs = [job for window in windows for job in self._jobs(text, window)]
+        return Step(settled, jobs=jobs)
+
+    def _jobs(self, text: str, window: Window) -> Iterator[Job]:
+        guard = self._guard
+        start, end = (0, len(text)) if guard.scope == "document" else (window.start, window.end)
+
+        def read(output: Output) -> Answer:
+            judgement = guard.judge(output.scores)
+            return Answer(list(self._findings(judgement.flagged, start, end, text)), judgement.scores)
+
+        for reading in readings(window.text):
+            yield Job(start, end, guard.servable.name, reading, read)
+
+    def _findings(self, flagged: Mapping[str, float], start: int, end: int, text: str) -> Iterable[Finding]:
+        for entity_type, score in flagged.items():
+            yield self._guard.remedy.finding(self._guard.name, entity_type, start, end, score, text)
+
+
+def readings(text: str) -> list[str]:
+    """The different ways to read a window, the plainest first."""
+    return [charwise(text).text]
+
+
+def score_guard(spec: ClassifierBase, env: GuardEnvironment, judge: Judge) -> ScoreGuard:
+    """The guard of `spec`, judging by `judge`."""
+    return ScoreGuard(
+        name=spec.title,
+        scope=spec.scope,
+        on_error=env.on_error(spec),
+        deadline=spec.deadline_ms / 1000,
+        remedy=Remedy(spec.action, env.hash_key),
+        servable=models.classifier(spec.model, env),
+        judge=judge,
+    )

@@ -1,0 +1,86 @@
+"""What classifiers read: pieces of a text with some of what surrounds them, the same for every guard.
+
+Guards that ask the same servable about the same text share one pass, so all of them cut texts here.
+A piece is what a score counts for; the window around it is what the classifier sees, so that a meaning
+that spans two pieces isn't cut in two.
+
+* Replies are cut into segments as they grow (`guardrails.segments`); a window adds what came before.
+* Inputs, and whole documents, are cut when they are complete, into long windows that overlap both ways:
+  one for nearly every message, and an attack spread over several sentences stays in one piece.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from guardrails.guard import Context
+from guardrails.segments import Segmenter
+
+# In characters. Short sentences are joined, and ten words before them are shown: half a classifier's time
+# would go into re-reading otherwise. Of what is complete, 200 words at a time.
+SHORTEST_SEGMENT = 60
+SEGMENT_CONTEXT = 60
+WHOLE_PIECE = 1_000
+WHOLE_OVERLAP = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """`text` is the examined text's `[left, left + len(text))`; its score counts for `[start, end)`."""
+
+    start: int
+    end: int
+    left: int
+    text: str
+
+
+class Windows:
+    """The windows of one growing text."""
+
+    __slots__ = ("_segmenter", "_settled")
+
+    def __init__(self, context: Context, *, whole: bool) -> None:
+        self._segmenter = None if whole or context.stage == "input" else Segmenter(SHORTEST_SEGMENT)
+        self._settled = 0
+
+    def advance(self, text: str, final: bool) -> tuple[list[Window], int]:
+        """The windows that have become complete, and the offset before which no further piece starts."""
+        if self._segmenter is None:
+            windows = _whole(text) if final else []
+        else:
+            segments = self._segmenter.advance(text, final)
+            windows = [_segment(text, start, end) for start, end in segments]
+            self._settled = segments[-1][1] if segments else self._settled
+        if final:
+            self._settled = len(text)
+        return [window for window in windows if text[window.start : window.end].strip()], self._settled
+
+
+def _segment(text: str, start: int, end: int) -> Window:
+    left = word_start(text, start - SEGMENT_CONTEXT, start)
+    return Window(start, end, left, text[left:end])
+
+
+def _whole(text: str) -> list[Window]:
+    """Pieces that cover the text, cut between words where there are any, with windows that overlap."""
+    windows = []
+    start = 0
+    while start < len(text):
+        end = len(text)
+        if end - start > WHOLE_PIECE + WHOLE_OVERLAP:
+            end = word_start(text, start + WHOLE_PIECE, start + WHOLE_PIECE + WHOLE_OVERLAP)
+        left = word_start(text, start - WHOLE_OVERLAP, start)
+        right = min(len(text), end + WHOLE_OVERLAP)
+        windows.append(Window(start, end, left, text[left:right]))
+        start = end
+    return windows
+
+
+def word_start(text: str, low: int, high: int) -> int:
+    """The first offset in `[low, high)` at which a word begins after white space; `low` if there is none."""
+    if low <= 0:
+        return 0
+    for at in range(low, high):
+        if text[at - 1].isspace() and not text[at].isspace():
+            return at
+    return low
