@@ -1,43 +1,35 @@
 """The output side of a guarded request: what the engine says goes through the guards, and then to the client.
 
-A whole reply takes the same way as a stream, in one chunk; so the two can't differ.
+A whole reply takes the same way as a stream, in one batch; so the two can't differ.
 """
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
-from collections.abc import Sequence
-from enum import Enum
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import orjson
 
-from guardrails.guard import JobRunner
+from guardrails.guard import Context, JobRunner
+from guardrails.masking import Unmasker
+from guardrails.moderate import ChannelKey, ChoiceEnd, ChoiceEnded, Delta, Piece, moderate
+from guardrails.stream import Moderator
 from service.engine.client import Reply
 from service.engine.errors import UpstreamError
 from service.engine.event_stream import EventStream
 from service.generation import Generation
-from service.http import JSON_TYPE, Call, Send, send_response
-from service.moderation import Moderation
+from service.http import JSON_TYPE, Send, send_response
 from service.openai import sse
-from service.openai.channels import ChatShape, ChoiceState, CompletionShape, Key, Piece, Shape
+from service.openai.channels import ChatShape, ChoiceState, CompletionShape, Shape
 from service.openai.errors import ApiError, UpstreamFailed, from_engine
-from service.report import Report
+from service.report import Report, count, count_times
 from service.request import Examined
 from service.telemetry.metrics import Metrics
 
 SHAPES: dict[str, Shape] = {"chat": ChatShape(), "text_completion": CompletionShape()}
-
-
-class End(Enum):
-    """The end of a stream."""
-
-    END = "end"
-
-
-END = End.END
 KEPT = ("id", "created", "system_fingerprint", "service_tier")
 
 
@@ -50,71 +42,50 @@ class Releasing:
         self._generation = generation
         self._call = generation.call
         self._served = generation.served
+        self._examined = examined
         self._report = examined.report
+        self._runner = runner
         self._metrics = metrics
+        self._held = metrics.held_back.labels(self._served.name)
         self._send = send
         self._shape = SHAPES[generation.kind]
         self._states: dict[int, ChoiceState] = {}
+        self._moderators: dict[ChannelKey, Moderator] = {}
+        self._unmaskers: dict[ChannelKey, Unmasker] = {}
         self._base: dict[str, Any] = {}
         self._usage: dict[str, Any] | None = None
         self._open = generation.choices
-        self._pieces_seen = 0
-        self._held = metrics.held_back.labels(self._served.name)
-        self._moderation = Moderation(
-            self._served.guards.output,
-            runner,
-            examined.report,
-            metrics,
-            vault=examined.vault,
-            prompt=examined.prompt,
-            tools=generation.payload.get("tools") or (),
-        )
-
-    # A whole reply
+        self._deltas_seen = 0
 
     async def reply(self, reply: Reply) -> None:
         """Moderate and send a whole reply."""
         payload = _object(reply.body)
         self._generation.usage.read(payload.get("usage"))
         self._call.state = "releasing"
-        try:
-            choices = [await self._choice(choice) for choice in payload.get("choices") or ()]
-        finally:
-            await self._moderation.cancel()
-            self._moderation.conclude()
-        payload["choices"] = choices
+        pieces: dict[int, list[Piece]] = {}
+        endings: dict[int, dict[str, Any]] = {}
+
+        async def whole() -> AsyncIterator[Sequence[Delta | ChoiceEnd]]:
+            yield self._take_apart(payload)
+
+        async for item in self._moderated(whole()):
+            if isinstance(item, Piece):
+                pieces.setdefault(item.key.choice, []).append(item)
+            else:
+                endings[item.choice] = self._ending(item)
+        self._conclude()
+        payload["choices"] = [
+            {
+                "index": index,
+                **self._shape.message(state, pieces.get(index, ()), endings[index] is state.finish),
+                **endings[index],
+            }
+            for index, state in self._states.items()
+        ]
         payload["model"] = self._served.name
-        rendered = self._report.render(self._served)
-        if rendered is not None:
-            payload["guardrails"] = rendered
+        payload.update(self._told())
         body = orjson.dumps(payload)
         await send_response(self._send, 200, body, (JSON_TYPE, *self._generation.headers()))
-        self._conclude()
-
-    async def _choice(self, choice: dict[str, Any]) -> dict[str, Any]:
-        index = choice.get("index", 0)
-        state = ChoiceState(index)
-        out: list[Piece] = []
-        pieces = self._shape.take_apart(state, choice)
-        for number, piece in enumerate(pieces):
-            out += self._moderation.feed(piece, _tool_name(state, piece.key))
-            if number + 1 == len(pieces) or pieces[number + 1].key != piece.key:
-                out += self._moderation.finish(index, piece.key)
-                out += await self._answers()
-        finish = state.finish or {"finish_reason": None}
-        if self._moderation.withheld(index):
-            finish = {"finish_reason": "content_filter"}
-        return {"index": index, **self._shape.message(state, out), **finish}
-
-    async def _answers(self) -> list[Piece]:
-        """Wait for all jobs, and for those that their answers give rise to."""
-        out: list[Piece] = []
-        while self._moderation.jobs:
-            await asyncio.wait(self._moderation.jobs, return_when=asyncio.FIRST_COMPLETED)
-            out += self._moderation.collect()
-        return out
-
-    # A stream
 
     async def stream(self, events: EventStream) -> None:
         """Moderate and send a stream. From here on an error is an event too."""
@@ -123,162 +94,165 @@ class Releasing:
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         call.state = "releasing"
         try:
-            await self._relay(events)
+            async with events:
+                async for item in self._moderated(self._read(events)):
+                    if isinstance(item, Piece):
+                        await self._send_text(item)
+                    else:
+                        await self._send_ending(item)
+            if self._open > 0:
+                raise UpstreamFailed("the engine's reply ended before all of its choices did")
         except (ApiError, UpstreamError) as error:
             failure = error if isinstance(error, ApiError) else from_engine(error)
             call.error, call.state = failure.code or failure.type, "failed"
             await self._send(body_message(sse.raw_event(failure.body()) + sse.DONE, more=False))
             return
-        finally:
-            events.close()
-            await self._moderation.cancel()
-            self._moderation.conclude()
-        await self._finish_stream()
-
-    async def _relay(self, events: EventStream) -> None:
-        reader = Reader(events, self._call)
-        try:
-            while self._open > 0:
-                data = await reader.next(self._moderation.jobs)
-                freed = self._moderation.collect() if self._moderation.jobs else []
-                if isinstance(data, bytes):
-                    freed += self._take(data)
-                await self._flush(freed)
-                if data is END and self._open > 0 and not self._moderation.jobs:
-                    raise UpstreamFailed("the engine's reply ended before all of its choices did")
-            if all(state.finished() for state in self._states.values()):
-                await self._read_on(reader)
-        finally:
-            await reader.stop()
-
-    async def _read_on(self, reader: Reader) -> None:
-        """What follows the last choice: the usage, if anything."""
-        while isinstance(data := await reader.next(set()), bytes):
-            self._take(data)
-
-    def _take(self, data: bytes) -> list[Piece]:
-        """One chunk of the engine's."""
-        chunk = _object(data)
-        if chunk.get("usage") is not None:
-            self._usage = chunk["usage"]
-        self._base.update((name, chunk[name]) for name in KEPT if name in chunk)
-        released: list[Piece] = []
-        for choice in chunk.get("choices") or ():
-            index = choice.get("index", 0)
-            state = self._states.get(index)
-            if state is None:
-                state = self._states[index] = ChoiceState(index)
-            if state.closed or state.finished():
-                continue
-            for piece in self._shape.take_apart(state, choice):
-                self._pieces_seen += 1
-                if piece.key.channel != "reasoning":
-                    # What a reader sees last of the reasoning should not wait for the end of the reply.
-                    released += self._moderation.finish(index, Key("reasoning"))
-                released += self._moderation.feed(piece, _tool_name(state, piece.key))
-            if state.finished():
-                released += self._moderation.finish(index)
-        self._held.observe(self._moderation.held)
-        return released
-
-    async def _flush(self, released: Sequence[Piece]) -> None:
-        """Send what is free, and end the choices that are complete or withheld."""
-        for state in self._states.values():
-            if state.closed:
-                continue
-            own = [piece for piece in released if piece.choice == state.index]
-            if own or not (state.role_sent or state.role is None):
-                if own:
-                    self._generation.note_first_token()
-                await self._chunk(state, {**self._shape.delta(state, own), "finish_reason": None})
-            withheld = self._moderation.withheld(state.index)
-            if withheld or (state.finished() and self._moderation.settled(state.index)):
-                state.closed = True
-                self._open -= 1
-                finish = {"finish_reason": "content_filter"} if withheld else state.finish or {}
-                await self._chunk(state, {**self._shape.delta(state, ()), **finish}, last=self._open == 0)
-
-    async def _chunk(self, state: ChoiceState, choice: dict[str, Any], last: bool = False) -> None:
-        chunk = {**self._head(), "choices": [{"index": state.index, **choice}]}
-        if last:
-            self._moderation.conclude()
-            rendered = self._report.render(self._served)
-            if rendered is not None:
-                chunk["guardrails"] = rendered
-        await self._send(body_message(sse.event(chunk)))
-
-    async def _finish_stream(self) -> None:
         usage = self._usage or self._estimate()
         self._generation.usage.read(usage)
         tail = sse.DONE
         if self._generation.wants_usage:
             tail = sse.event({**self._head(), "choices": [], "usage": usage}) + tail
-        self._conclude()
         await self._send(body_message(tail, more=False))
 
-    def _estimate(self) -> dict[str, int]:
-        """Usage where the engine was cut off before it told: a token a chunk, the prompt's unknown."""
-        return {"prompt_tokens": 0, "completion_tokens": self._pieces_seen, "total_tokens": self._pieces_seen}
+    # Engine → guards
+
+    async def _read(self, events: EventStream) -> AsyncIterator[Sequence[Delta | ChoiceEnd]]:
+        began = time.perf_counter()
+        async for data in events:
+            self._call.upstream_s += time.perf_counter() - began
+            chunk = _object(data)
+            if chunk.get("usage") is not None:
+                self._usage = chunk["usage"]
+            self._base.update((name, chunk[name]) for name in KEPT if name in chunk)
+            yield self._take_apart(chunk)
+            began = time.perf_counter()
+        self._call.upstream_s += time.perf_counter() - began
+
+    def _take_apart(self, payload: dict[str, Any]) -> list[Delta | ChoiceEnd]:
+        """What the guards are to see of a chunk, or of a whole reply."""
+        out: list[Delta | ChoiceEnd] = []
+        for choice in payload.get("choices") or ():
+            index = choice.get("index", 0)
+            state = self._states.get(index)
+            if state is None:
+                state = self._states[index] = ChoiceState(index)
+            if state.finish is None:
+                out += self._shape.take_apart(state, choice)
+            if state.finish is not None:
+                out.append(ChoiceEnd(index, state.finish))
+        self._deltas_seen += len(out)
+        return out
+
+    async def _moderated(
+        self, deltas: AsyncIterator[Sequence[Delta | ChoiceEnd]]
+    ) -> AsyncIterator[Piece | ChoiceEnded]:
+        """What may go out, with what was masked put back. What was found is recorded at the end."""
+        batches = moderate(deltas, self._open_channel, self._runner, choices=self._open)
+        try:
+            async with aclosing(batches):
+                async for batch in batches:
+                    for item in batch:
+                        if isinstance(item, ChoiceEnded):
+                            for piece in self._unmask_rests(item):
+                                yield piece
+                            yield item
+                        elif (shown := self._unmask(item)) is not None:
+                            yield shown
+                    self._held.observe(sum(moderator.held for moderator in self._moderators.values()))
+        finally:
+            self._conclude()
+
+    def _open_channel(self, key: ChannelKey) -> Moderator:
+        tool_name = None
+        if key.tool_call is not None:
+            tool_name = self._states[key.choice].calls[key.tool_call]["function"].get("name")
+        tools = self._generation.payload.get("tools") or ()
+        context = Context("output", "assistant", key.channel, self._examined.prompt, tool_name, tools)
+        moderator = self._moderators[key] = Moderator(self._served.guards.output, context)
+        if self._examined.vault:
+            in_json = key.channel == "tool_arguments"
+            self._unmaskers[key] = Unmasker(self._examined.vault, json_strings=in_json)
+        return moderator
+
+    def _unmask(self, piece: Piece) -> Piece | None:
+        unmasker = self._unmaskers.get(piece.key)
+        if unmasker is None:
+            return piece
+        text = unmasker.feed(piece.text)
+        if text == piece.text:
+            return piece
+        # Log probabilities are those of the placeholder, not of what stands in its place.
+        return Piece(piece.key, text) if text else None
+
+    def _unmask_rests(self, end: ChoiceEnded) -> list[Piece]:
+        rests = [
+            (key, unmasker.feed("", final=True))
+            for key, unmasker in self._unmaskers.items()
+            if key.choice == end.choice
+        ]
+        return [Piece(key, text) for key, text in rests if text]
+
+    # Guards → client
+
+    async def _send_text(self, piece: Piece) -> None:
+        self._generation.note_first_token()
+        state = self._states[piece.key.choice]
+        await self._send_choice(state, {**self._shape.delta(state, (piece,)), "finish_reason": None})
+
+    async def _send_ending(self, end: ChoiceEnded) -> None:
+        state = self._states[end.choice]
+        ending = self._ending(end)
+        self._open -= 1
+        extra: dict[str, Any] = {}
+        if self._open == 0:
+            self._conclude()
+            extra = self._told()
+        calls = self._shape.unsent_calls(state) if end.withheld is None else ()
+        await self._send_choice(state, {**self._shape.delta(state, calls), **ending}, extra)
+
+    async def _send_choice(
+        self, state: ChoiceState, choice: dict[str, Any], extra: dict[str, Any] | None = None
+    ) -> None:
+        chunk = {**self._head(), "choices": [{"index": state.index, **choice}], **(extra or {})}
+        await self._send(body_message(sse.event(chunk)))
+
+    def _ending(self, end: ChoiceEnded) -> dict[str, Any]:
+        if end.withheld is not None:
+            return {"finish_reason": "content_filter"}
+        if end.reason is None:
+            raise UpstreamFailed("the engine's reply ended before all of its choices did")
+        reason: dict[str, Any] = end.reason
+        return reason
 
     def _head(self) -> dict[str, Any]:
         return {**self._base, "object": self._shape.object, "model": self._served.name}
 
+    def _told(self) -> dict[str, Any]:
+        rendered = self._report.render(self._served)
+        return {} if rendered is None else {"guardrails": rendered}
+
+    def _estimate(self) -> dict[str, int]:
+        """Usage where the engine was cut off before it told: a token a chunk, the prompt's unknown."""
+        return {"prompt_tokens": 0, "completion_tokens": self._deltas_seen, "total_tokens": self._deltas_seen}
+
     def _conclude(self) -> None:
+        """Bring what was found into the report and the metrics, once."""
+        for key, moderator in self._moderators.items():
+            verdict = moderator.verdict
+            self._report.add_output(key.choice, key.channel, verdict)
+            count(self._metrics, "output", verdict)
+            count_times(self._metrics, "output", moderator.reports())
+        self._moderators.clear()
+        if self._call.state != "releasing":
+            return
         status = self._report.status
         self._call.state = "blocked" if status == "blocked" else "finished"
         self._metrics.verdicts.labels(self._served.name, "output", status).inc()
 
 
-class Reader:
-    """Reads a stream, and stops waiting for it when a job is answered."""
-
-    def __init__(self, events: EventStream, call: Call) -> None:
-        self._events = events
-        self._call = call
-        self._reading: asyncio.Task[bytes | End] | None = None
-
-    async def next(self, jobs: set[asyncio.Task[Any]]) -> bytes | End | None:
-        """The next event's data, `END`, or None when a job was answered first. Raises `UpstreamError`."""
-        began = time.perf_counter()
-        if self._reading is None and not jobs:
-            data = await self._read()
-            self._call.upstream_s += time.perf_counter() - began
-            return data
-        if self._reading is None:
-            self._reading = asyncio.create_task(self._read())
-        await asyncio.wait({self._reading, *jobs}, return_when=asyncio.FIRST_COMPLETED)
-        if not self._reading.done():
-            return None
-        self._call.upstream_s += time.perf_counter() - began
-        reading = self._reading
-        if reading.exception() is not None or reading.result() is not END:
-            self._reading = None
-            return reading.result()
-        # At the end there is nothing left to wait for but the jobs.
-        if jobs and not any(job.done() for job in jobs):
-            await asyncio.wait(jobs, return_when=asyncio.FIRST_COMPLETED)
-        return END
-
-    async def stop(self) -> None:
-        """Stop waiting."""
-        if self._reading is not None and not self._reading.done():
-            self._reading.cancel()
-            await asyncio.gather(self._reading, return_exceptions=True)
-
-    async def _read(self) -> bytes | End:
-        return await anext(self._events, END)
-
-
 def body_message(body: bytes, more: bool = True) -> dict[str, Any]:
     """ASGI's message for a piece of the body."""
     return {"type": "http.response.body", "body": body, "more_body": more}
-
-
-def _tool_name(state: ChoiceState, key: Key) -> str | None:
-    if key.channel != "tool_arguments":
-        return None
-    name: str | None = state.calls[key.number]["function"].get("name")
-    return name
 
 
 def _object(body: bytes) -> dict[str, Any]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
-from guardrails.guard import Channel
+from guardrails.moderate import ChannelKey, Delta, Piece
 from service.openai.errors import UpstreamFailed
 from service.openai.logprobs import (
     Aligner,
@@ -21,23 +21,6 @@ LEGACY_CALL = -1  # the index under which `function_call` is kept beside `tool_c
 REASONING_FIELDS = ("reasoning", "reasoning_content")
 
 
-class Key(NamedTuple):
-    """A channel of a choice: tool calls are told apart by their index."""
-
-    channel: Channel
-    number: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """What a channel of a choice said next."""
-
-    choice: int
-    key: Key
-    text: str
-    entries: tuple[Entry, ...] = ()
-
-
 @dataclass(slots=True)
 class ChoiceState:
     """What is known of one choice while it streams."""
@@ -45,16 +28,12 @@ class ChoiceState:
     index: int
     role: str | None = None
     role_sent: bool = False
+    has_content: bool = False
     calls: dict[int, dict[str, Any]] = field(default_factory=dict)  # what a tool call is, but its arguments
     calls_sent: set[int] = field(default_factory=set)
     reasoning_field: str = REASONING_FIELDS[0]
     finish: dict[str, Any] | None = None  # finish_reason and, from vLLM, stop_reason
-    closed: bool = False
     aligner: Aligner = field(default_factory=Aligner)
-
-    def finished(self) -> bool:
-        """Whether the engine has said why it ended."""
-        return self.finish is not None
 
 
 class ChatShape:
@@ -63,28 +42,29 @@ class ChatShape:
     object = "chat.completion.chunk"
     id_prefix = "chatcmpl-"
 
-    def take_apart(self, state: ChoiceState, choice: dict[str, Any]) -> list[Piece]:
+    def take_apart(self, state: ChoiceState, choice: dict[str, Any]) -> list[Delta]:
         """The texts of a choice, in the order in which they are examined; the rest goes into `state`."""
         said = choice.get("delta") or choice.get("message") or {}
         state.role = state.role or said.get("role")
-        texts: list[tuple[Key, str]] = []
+        state.has_content = state.has_content or said.get("content") is not None
+        index, texts = state.index, list[tuple[ChannelKey, str]]()
         for name in REASONING_FIELDS:
             if said.get(name):
                 state.reasoning_field = name
-                texts.append((Key("reasoning"), said[name]))
+                texts.append((ChannelKey(index, "reasoning"), said[name]))
                 break
         if said.get("content"):
-            texts.append((Key("content"), said["content"]))
+            texts.append((ChannelKey(index), said["content"]))
         if said.get("refusal"):
-            texts.append((Key("refusal"), said["refusal"]))
+            texts.append((ChannelKey(index, "refusal"), said["refusal"]))
         calls = [(call.get("index", i), call) for i, call in enumerate(said.get("tool_calls") or ())]
         if said.get("function_call"):
             calls.append((LEGACY_CALL, {"function": said["function_call"]}))
-        for index, call in calls:
-            texts.append((Key("tool_arguments", index), _note_call(state, index, call)))
+        for number, call in calls:
+            texts.append((ChannelKey(index, "tool_arguments", number), _note_call(state, number, call)))
         entries = chat_entries((choice.get("logprobs") or {}).get("content"))
         note_finish(state, choice)
-        return _pieces(state, texts, entries)
+        return _deltas(state, texts, entries)
 
     def delta(self, state: ChoiceState, pieces: Sequence[Piece]) -> dict[str, Any]:
         """The part of a choice that holds these texts, of one channel or of several."""
@@ -99,13 +79,19 @@ class ChatShape:
                 _add_call(state, delta, piece)
             else:
                 delta[piece.key.channel] = delta.get(piece.key.channel, "") + piece.text
-        entries = [entry for piece in pieces for entry in piece.entries]
+        entries = [entry for piece in pieces for group in piece.attachments for entry in group]
         return {"delta": delta, "logprobs": render_chat(entries)}
 
-    def message(self, state: ChoiceState, pieces: Sequence[Piece]) -> dict[str, Any]:
-        """A whole choice of a reply that was not streamed."""
-        part = self.delta(state, pieces)
-        message = {"role": state.role or "assistant", "content": None, **part["delta"]}
+    def unsent_calls(self, state: ChoiceState) -> list[Piece]:
+        """Empty pieces for the tool calls of which nothing went out, for they have no arguments."""
+        unsent = [number for number in state.calls if number not in state.calls_sent]
+        return [Piece(ChannelKey(state.index, "tool_arguments", number), "") for number in unsent]
+
+    def message(self, state: ChoiceState, pieces: Sequence[Piece], complete: bool) -> dict[str, Any]:
+        """A choice of a reply that was not streamed; `complete` where nothing of it is withheld."""
+        part = self.delta(state, [*pieces, *(self.unsent_calls(state) if complete else ())])
+        content = "" if state.has_content else None
+        message = {"role": state.role or "assistant", "content": content, **part["delta"]}
         for call in message.get("tool_calls", ()):
             del call["index"]
         return {"message": message, "logprobs": part["logprobs"]}
@@ -125,19 +111,25 @@ class CompletionShape:
     object = "text_completion"
     id_prefix = "cmpl-"
 
-    def take_apart(self, state: ChoiceState, choice: dict[str, Any]) -> list[Piece]:
+    def take_apart(self, state: ChoiceState, choice: dict[str, Any]) -> list[Delta]:
         """The text of a choice."""
         entries = completion_entries(choice.get("logprobs"))
         note_finish(state, choice)
-        texts = [(Key("content"), choice["text"])] if choice.get("text") else []
-        return _pieces(state, texts, entries)
+        texts = [(ChannelKey(state.index), choice["text"])] if choice.get("text") else []
+        return _deltas(state, texts, entries)
 
     def delta(self, state: ChoiceState, pieces: Sequence[Piece]) -> dict[str, Any]:
         """The part of a choice that holds these texts."""
-        entries = [entry for piece in pieces for entry in piece.entries]
+        entries = [entry for piece in pieces for group in piece.attachments for entry in group]
         return {"text": "".join(piece.text for piece in pieces), "logprobs": render_completion(entries)}
 
-    message = delta
+    def unsent_calls(self, state: ChoiceState) -> list[Piece]:
+        """There are no tool calls here."""
+        return []
+
+    def message(self, state: ChoiceState, pieces: Sequence[Piece], complete: bool) -> dict[str, Any]:
+        """A choice of a reply that was not streamed."""
+        return self.delta(state, pieces)
 
     def text(self, text: str) -> dict[str, Any]:
         """A choice with nothing but this text."""
@@ -155,21 +147,23 @@ def note_finish(state: ChoiceState, choice: dict[str, Any]) -> None:
         state.finish = {name: choice[name] for name in ("finish_reason", "stop_reason") if name in choice}
 
 
-def _pieces(state: ChoiceState, texts: Sequence[tuple[Key, str]], entries: Sequence[Entry]) -> list[Piece]:
+def _deltas(
+    state: ChoiceState, texts: Sequence[tuple[ChannelKey, str]], entries: Sequence[Entry]
+) -> list[Delta]:
     """Texts with the log probabilities that belong to them."""
     aligner = state.aligner
-    pieces: list[Piece] = []
+    deltas: list[Delta] = []
     for number, (key, text) in enumerate(texts):
         fresh = entries if number == 0 else ()
         if not fresh and not aligner.waiting:
-            pieces.append(Piece(state.index, key, text))
+            deltas.append(Delta(key, text))
             continue
         if not text:
-            pieces.append(Piece(state.index, key, ""))
-        pieces += [Piece(state.index, key, p.text, p.entries) for p in aligner.feed(text, fresh)]
+            deltas.append(Delta(key, ""))
+        deltas += [Delta(key, paired.text, paired.entries or None) for paired in aligner.feed(text, fresh)]
     if not texts and entries:
         aligner.feed("", entries)
-    return pieces
+    return deltas
 
 
 def _note_call(state: ChoiceState, index: int, call: dict[str, Any]) -> str:
@@ -179,7 +173,7 @@ def _note_call(state: ChoiceState, index: int, call: dict[str, Any]) -> str:
     known.update({name: call[name] for name in ("id", "type") if call.get(name)})
     name = function.get("name")
     if name:
-        if index in state.calls_sent and name != known["function"].get("name"):
+        if known["function"].get("name", name) != name:
             raise UpstreamFailed("the engine renamed a tool call while it streamed")
         known["function"]["name"] = name
     arguments = function.get("arguments")
@@ -188,7 +182,7 @@ def _note_call(state: ChoiceState, index: int, call: dict[str, Any]) -> str:
 
 def _add_call(state: ChoiceState, delta: dict[str, Any], piece: Piece) -> None:
     """Add a piece of a call's arguments; the call's name goes with the first that may go out."""
-    index = piece.key.number
+    index = piece.key.tool_call or 0
     header = {} if index in state.calls_sent else state.calls.get(index, {})
     state.calls_sent.add(index)
     if index == LEGACY_CALL:

@@ -66,6 +66,13 @@ class Running:
         return events(raw)
 
 
+async def until(condition: Callable[[], Any], seconds: float = 5.0) -> None:
+    """Wait until `condition` holds, or fail."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - nothing tells when it changes
+            await asyncio.sleep(0.005)
+
+
 def events(raw: bytes) -> list[bytes]:
     """The data of the events in an event stream, whose framing must be exact."""
     assert raw.endswith(b"\n\n")
@@ -93,7 +100,7 @@ Serve = Callable[..., AbstractAsyncContextManager[Running]]
 
 @pytest.fixture
 def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_text: io.StringIO) -> Serve:
-    """`async with serve({"name": yaml}, **settings) as running:`; policies get the upstream as their model."""
+    """`async with serve({"name": yaml}, **settings) as running:`; the policies' model is the upstream."""
     for variable in ("KEEL_API_KEYS", "KEEL_ADMIN_KEY"):
         monkeypatch.delenv(variable, raising=False)
 
@@ -127,8 +134,7 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_text: io.StringIO
             try:
                 if start:
                     await gateway.start()
-                while not server.started:
-                    await asyncio.sleep(0.01)
+                await until(lambda: server.started)
                 async with aiohttp.ClientSession() as session:
                     yield Running(gateway, upstream, listener.getsockname()[1], session)
             finally:

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from tests.fakes import upstream as fake
-from tests.service.conftest import Serve, events
+from tests.service.conftest import Serve, events, until
 
 
 async def test_reply_passes_through_under_the_policys_name(serve: Serve) -> None:
@@ -137,8 +137,7 @@ async def test_client_leaves_and_the_engine_is_told_at_once(serve: Serve, stream
         stall = fake.stream(["one "], stall_after=1) if stream else fake.stall_before_headers()
         keel.upstream.script(stall)
         asking = asyncio.create_task(keel.stream() if stream else keel.chat())
-        while not keel.upstream.requests:
-            await asyncio.sleep(0.01)
+        await until(lambda: keel.upstream.requests)
         await asyncio.sleep(0.05)
         asking.cancel()
         await asyncio.wait_for(keel.upstream.aborted.wait(), 1)
