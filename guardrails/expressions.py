@@ -139,12 +139,14 @@ class _Rewriter:
             raise self.fail(f"the escape \\{char}", instead)
 
     def back_reference(self) -> None:
-        digits = re.compile(r"\\(\d+)").match(self.source, self.position)
-        assert digits is not None  # noqa: S101  # the caller has seen the digit
-        if len(digits[1]) > 2:
-            raise self.fail(f"the octal escape {digits[0]}", r"write it as \xNN or \uNNNN")
+        end = self.position + 1
+        while self.source[end : end + 1].isdigit():
+            end += 1
+        text = self.source[self.position : end]
+        if len(text) > 3:
+            raise self.fail(f"the octal escape {text}", r"write it as \xNN or \uNNNN")
         self.refers_to_groups = True
-        self.take_probed(digits[0])
+        self.take_probed(text)
 
     def end_of_set(self) -> int:
         source = self.source
@@ -189,12 +191,11 @@ class _Rewriter:
             return
         scoped = _SCOPED_FLAGS.match(source, start)
         opening = scoped or _GROUP.match(source, start)
-        assert opening is not None  # noqa: S101  # _GROUP matches a bare parenthesis
+        text = opening[0] if opening else "("
         if scoped and not set((scoped[1] or "") + (scoped[2] or "")) <= set("ims"):
             raise self.fail(
                 f"the flags {scoped[0]}", "only i, m and s can be set for a part of an expression"
             )
-        text = opening[0]
         if text == "(" and source.startswith("(?", start):
             if _GLOBAL_FLAGS.match(source, start):
                 raise self.fail("flags in mid-expression", "put them at its start, or write (?i:…)")
@@ -271,17 +272,13 @@ def analyse(source: str) -> Expression:
     """Take `source` apart. Raises `PatternError` for what can't be decided on a growing text."""
     flags, start = "", 0
     while leading := _GLOBAL_FLAGS.match(source, start):
+        if not set(leading[1]) <= set("aimsux"):
+            raise PatternError(f"the flags {leading[0]}: only a, i, m, s, u and x can be set", source, start)
         flags += leading[1]
         start = leading.end()
-    unknown = sorted(set(flags) - set("aimsux"))
-    if unknown:
-        raise PatternError(
-            f"the flag {unknown[0]!r} is not supported on streams; a, i, m, s, u and x are", source, 0
-        )
     flags = "".join(sorted(set(flags)))
-    body = source[start:]
-    if "x" in flags:
-        body += "\n"  # so that a closing comment doesn't swallow what is put after the body
-    rewriter = _Rewriter(body, verbose="x" in flags)
+    # A comment at the end must not swallow what is put after it.
+    text = source + "\n" if "x" in flags else source
+    rewriter = _Rewriter(text, verbose="x" in flags, position=start)
     rewriter.run()
-    return Expression(flags, body, "".join(rewriter.out), rewriter.refers_to_groups)
+    return Expression(flags, text[start:], "".join(rewriter.out), rewriter.refers_to_groups)

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.guardrails.scripted import Rule, RuleGuard
-from tests.guardrails.test_stream_contract import guard_sets, moderated, texts
 
 from guardrails.guard import Context, JobError
 from guardrails.moderate import READ_AHEAD, ChannelKey, ChoiceEnd, ChoiceEnded, Delta, Piece, moderate
 from guardrails.stream import Moderator
 from guardrails.verdict import Action, Failure
+from tests.guardrails.scripted import Rule, RuleGuard
+from tests.guardrails.test_stream_contract import guard_sets, moderated, texts
 
 BLOCK = Rule("bad", Action.BLOCK)
 CONTENT = ChannelKey()
@@ -162,7 +162,10 @@ async def test_an_attachment_goes_out_only_with_all_of_its_text_unchanged() -> N
 
 async def test_an_attachment_at_the_place_of_a_cut_stays_behind() -> None:
     guards = [RuleGuard("g", [BLOCK])]
-    head = [Delta(ChannelKey(0, "tool_arguments", 0), "", attachment="head"), Delta(CONTENT, "", attachment="x")]
+    head = [
+        Delta(ChannelKey(0, "tool_arguments", 0), "", attachment="head"),
+        Delta(CONTENT, "", attachment="x"),
+    ]
     got = await Reply.collect(Upstream([[Delta(CONTENT, "bad", "bad")], head]), guards, Runner(guards))
     assert got.attachments == []
     assert got.ended[0].withheld is not None
@@ -200,7 +203,10 @@ async def test_the_upstream_is_read_on_beside_a_job_but_not_without_end() -> Non
 
 async def test_closing_cancels_the_jobs_and_the_reading() -> None:
     guards = [RuleGuard("g", [BLOCK], scope="segment"), RuleGuard("p", [BLOCK])]
-    runner, upstream = Runner(guards), Upstream([[Delta(CONTENT, "One two. ")], *words("and on and on " * 20)])
+    runner, upstream = (
+        Runner(guards),
+        Upstream([[Delta(CONTENT, "One two. ")], *words("and on and on " * 20)]),
+    )
     got = moderate(aiter(upstream), open_channel(guards), runner)
     await anext(got)
     runner.gate.clear()
@@ -219,7 +225,11 @@ async def test_a_withheld_reply_ends_at_once_and_the_upstream_is_left(scope: Any
     guards = [RuleGuard("g", [BLOCK], scope=scope)]
     upstream = Upstream([*words("fine fine. bad thing. more"), *words("and more. " * 500)])
     got = await Reply.collect(upstream, guards, Runner(guards))
-    assert got.texts[CONTENT] == "fine fine. " if scope == "pattern" else "fine fine. ".startswith(got.texts[CONTENT])
+    assert (
+        got.texts[CONTENT] == "fine fine. "
+        if scope == "pattern"
+        else "fine fine. ".startswith(got.texts[CONTENT])
+    )
     assert got.ended[0].withheld is not None
     assert got.ended[0].reason is None
     assert upstream.read < len(upstream.batches)
@@ -241,7 +251,11 @@ async def test_one_choice_withheld_leaves_the_other_alone_and_the_rest_is_read()
 async def test_any_channel_withheld_ends_the_whole_choice() -> None:
     guards = [RuleGuard("g", [BLOCK])]
     tool = ChannelKey(0, "tool_arguments", 0)
-    batches: list[Events] = [[Delta(CONTENT, "calling ")], [Delta(tool, '{"a": "bad')], [Delta(CONTENT, "done")]]
+    batches: list[Events] = [
+        [Delta(CONTENT, "calling ")],
+        [Delta(tool, '{"a": "bad')],
+        [Delta(CONTENT, "done")],
+    ]
     got = await Reply.collect(Upstream(batches), guards, Runner(guards))
     assert got.texts == {CONTENT: "calling ", tool: '{"a": "'}
     assert got.ended[0].withheld is not None

@@ -10,22 +10,23 @@ from collections.abc import Sequence
 
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.guardrails.scripted import Rule, RuleGuard
 
 from guardrails.guard import Context, JobError
 from guardrails.segments import Segmenter
 from guardrails.stream import Moderator, PendingJob
 from guardrails.verdict import Action, Finding
+from tests.guardrails.scripted import Rule, RuleGuard
 
 PIECES = [
-    "a", "b", "ab", "aab", "ba", "1", "12", "123-45", " ", "\n", ". ", "! ", "-", "@", "x@y.zz", "bad", "worse",
-    "sorry", "é", "e\u0301", "\u200b", "\U0001f600", "\U0001f468\u200d\U0001f469", "。", "\u00ad", "Ａ", "\r\n",
+    "a", "b", "ab", "aab", "ba", "1", "12", "123-45", " ", "\n", ". ", "! ", "-", "@", "x@y.zz", "bad",
+    "worse", "sorry", "é", "e\u0301", "\u200b", "\U0001f600", "\U0001f468\u200d\U0001f469", "。", "\u00ad",
+    "Ａ", "\r\n",
 ]  # fmt: skip
 texts = st.lists(st.sampled_from(PIECES), max_size=18).map("".join) | st.text(max_size=24)
 
 SOURCES = [
-    r"\bbad\b", r"worse", r"\d{3}-\d{2}", r"\b\w+@\w+\.\w{2,}\b", r"a+b", r"(?:ab)+", r"a(?!b)", r"b$", r"(?m)^a",
-    r"\d+\B", r"(?<=a)b+", r"[^\s\d]{2,3}", r"(?i)SORRY\s+\S", r"(a|b)\1", r".\b.", r"\s+",
+    r"\bbad\b", r"worse", r"\d{3}-\d{2}", r"\b\w+@\w+\.\w{2,}\b", r"a+b", r"(?:ab)+", r"a(?!b)", r"b$",
+    r"(?m)^a", r"\d+\B", r"(?<=a)b+", r"[^\s\d]{2,3}", r"(?i)SORRY\s+\S", r"(a|b)\1", r".\b.", r"\s+",
 ]  # fmt: skip
 ACTIONS = [Action.ALLOW, Action.REDACT, Action.REDACT, Action.REWRITE, Action.ESCALATE, Action.BLOCK]
 rules = st.builds(
@@ -91,7 +92,14 @@ def moderated(guards: Sequence[RuleGuard], text: str) -> str:
             end = max(f.end for f in group)
         best = max(
             group,
-            key=lambda f: (f.action, f.end - f.start, -f.start, f.guard, f.replacement is not None, f.replacement or ""),
+            key=lambda f: (
+                f.action,
+                f.end - f.start,
+                -f.start,
+                f.guard,
+                f.replacement is not None,
+                f.replacement or "",
+            ),
         )
         out.append("[X]" if best.replacement is None else best.replacement)
         at = end
