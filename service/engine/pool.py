@@ -216,8 +216,8 @@ class UpstreamPool:
         if self._closing:
             raise self._unavailable()
         if self._waiters:
-            self._dispatch()
-        upstream = None if self._waiters else self._pick(tried)
+            self._dispatch()  # nobody overtakes: what is left after this is for nobody who waits
+        upstream = self._pick(tried)
         if upstream is not None:
             self._take(upstream)
             return upstream

@@ -45,7 +45,6 @@ class SseParser:
             not self._partial_size
             and not self._data
             and self._started
-            and not self._after_cr
             and chunk.startswith(b"data: ")
             and chunk.find(b"\n") == len(chunk) - 2
             and chunk.endswith(b"\n\n")

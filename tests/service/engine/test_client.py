@@ -436,12 +436,13 @@ async def test_whole_replies_have_a_total_limit() -> None:
 
 
 async def test_a_slow_reader_is_not_an_idle_upstream() -> None:
-    async with connected(fake.stream(["a", "b", "c"]), times=replace(TIMES, idle=0.05)) as (client, _):
+    behaviour = fake.stream(["a", "b", "c"], delay=0.02)
+    async with connected(behaviour, times=replace(TIMES, idle=0.1)) as (client, _):
         async with await client.open_stream(PATH, body(stream=True)) as stream:
             got = []
             async for payload in stream:
                 got.append(payload)
-                await asyncio.sleep(0.12)
+                await asyncio.sleep(0.25)
         assert len(got) == 4
 
 
@@ -527,6 +528,20 @@ async def test_an_end_of_stream_that_never_comes_frees_the_connection() -> None:
         assert await texts(client) == ["a"]
         async with asyncio.timeout(3):
             await server.aborted.wait()
+
+
+async def test_an_end_of_stream_that_comes_late_keeps_the_connection() -> None:
+    async def late_last_chunk(exchange: Exchange) -> None:
+        await exchange.sse_head()
+        await exchange.chunk(fake.token("a") + DONE)
+        await asyncio.sleep(0.05)
+        await exchange.end()
+
+    async with connected(late_last_chunk, late_last_chunk) as (client, server):
+        for _ in range(2):
+            assert await texts(client) == ["a"]
+            await asyncio.sleep(0.15)
+        assert (server.connections, server.open_connections, server.aborts) == (1, 1, 0)
 
 
 async def test_closing_the_client_interrupts_whole_replies() -> None:

@@ -191,6 +191,35 @@ async def test_cancelling_never_loses_a_slot() -> None:
             assert (pool.in_flight, pool.waiting) == (0, 0)
 
 
+async def test_a_turn_that_comes_as_its_request_is_cancelled_goes_to_the_next() -> None:
+    async with pooled(1, PoolLimits(max_in_flight=1)) as (pool, (server,), _):
+        server.script(fake.stream(["a"], stall_after=1))
+        holder = await pool.open_stream(PATH, STREAM)
+        cancelled, waiting = (asyncio.create_task(pool.complete(PATH, BODY)) for _ in range(2))
+        await until(lambda: pool.waiting == 2)
+        holder.close()  # the turn is given here
+        cancelled.cancel()
+        async with asyncio.timeout(2):
+            await waiting
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+        assert (pool.in_flight, pool.waiting) == (0, 0)
+
+
+async def test_nobody_overtakes() -> None:
+    async with pooled(1, PoolLimits(max_in_flight=1)) as (pool, (server,), _):
+        server.script(fake.stream(["a"], stall_after=1))
+        holder = await pool.open_stream(PATH, STREAM)
+        tasks = []
+        for i in range(5):
+            tasks.append(asyncio.create_task(pool.complete(f"/v1/{i}", BODY)))
+            await asyncio.sleep(0)
+        holder.close()
+        tasks.append(asyncio.create_task(pool.complete("/v1/5", BODY)))
+        await asyncio.gather(*tasks)
+        assert [request.path for request in server.requests[1:]] == [f"/v1/{i}" for i in range(6)]
+
+
 # Retries
 
 

@@ -14,6 +14,7 @@ STREAM_PIECES = [
     b'data: {"a": 1}\n\n',
     b"data: x\n\n",
     b"data:no space\r\n\r\n",
+    b"data: one\r\ndata: two\r\n\r\n",
     b"data: one\ndata: two\n\n",
     b"data: one\rdata: two\r\r",
     b": a comment\n\n",
@@ -66,6 +67,17 @@ def test_the_standards_cases(data: bytes, payloads: list[bytes]) -> None:
 def test_cutting_changes_nothing(pieces: list[bytes], bom: bool, offsets: list[int]) -> None:
     data = (b"\xef\xbb\xbf" if bom else b"") + b"".join(pieces)
     assert parse(cut(data, offsets)) == parse([data])
+
+
+@pytest.mark.parametrize("piece", STREAM_PIECES)
+@pytest.mark.parametrize("before", [b"", b"data: start\n\n", b"data: start\r\r"])
+def test_every_way_of_cutting_once_or_twice(piece: bytes, before: bytes) -> None:
+    data = piece + b"data: next\n\n"
+    whole = parse([before + data])
+    assert b"next" in whole
+    for first in range(len(data)):
+        for second in range(first, len(data)):
+            assert parse([before, data[:first], data[first:second], data[second:]]) == whole
 
 
 @given(data=st.binary(max_size=200), offsets=st.lists(st.integers(0, 10_000), max_size=12))
