@@ -59,7 +59,10 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.op
     matrices = [p for p in parameters if p.ndim == 2 and id(p) not in embeddings]
     tables = [p for p in parameters if id(p) in embeddings]
     vectors = [p for p in parameters if p.ndim < 2]
-    groups = [{"params": tables, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [
+        {"params": tables, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
     if config.name == "adamw":
         groups.append({"params": matrices, "weight_decay": config.weight_decay})
     optimizers: list[torch.optim.Optimizer] = [

@@ -53,7 +53,9 @@ class RunDirectory:
         partial = place.with_name(place.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        save_file({n: p.detach().contiguous() for n, p in model.named_parameters()}, partial / "model.safetensors")
+        save_file(
+            {n: p.detach().contiguous() for n, p in model.named_parameters()}, partial / "model.safetensors"
+        )
         tensors, scalars = _flatten(optimizers)
         save_file(tensors, partial / "optimizer.safetensors")
         content = {"step": step, "optimizer": scalars, **state}
@@ -72,9 +74,7 @@ class RunDirectory:
         return sorted(p for p in self.steps.iterdir() if p.name.isdigit() and (p / "state.json").is_file())
 
 
-def restore(
-    place: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
-) -> dict[str, Any]:
+def restore(place: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:
     """Load a checkpoint into model and optimizers; returns its state."""
     state: dict[str, Any] = json.loads((place / "state.json").read_text(encoding="utf-8"))
     load_parameters(model, load_file(place / "model.safetensors"), place)

@@ -35,9 +35,9 @@ _QUESTION = re.compile(
     re.IGNORECASE,
 )
 _UNFIT = re.compile(
-    r"\b(?:fuck\w*|shit\w*|bitch\w*|asshole\w*|cunt\w*|dick|cock|nigg\w*|fag\w*|whore\w*|slut\w*|porn\w*|rape[ds]?|"
-    r"penis|vagina|boobs?|tits?|sexy|sex|retard\w*|bastard\w*|crap\w*|crotch|ass|damn\w*|pussy|suicide|kill yourself|"
-    r"mturk|turker\w*|survey)\b|https?:|www\.|<\|",
+    r"\b(?:fuck\w*|shit\w*|bitch\w*|asshole\w*|cunt\w*|dick|cock|nigg\w*|fag\w*|whore\w*|slut\w*|"
+    r"porn\w*|rape[ds]?|penis|vagina|boobs?|tits?|sexy|sex|retard\w*|bastard\w*|crap\w*|crotch|"
+    r"ass|damn\w*|pussy|suicide|kill yourself|mturk|turker\w*|survey)\b|https?:|www\.|<\|",
     re.IGNORECASE,
 )
 _LOWER_CASE = re.compile(r"(?<![\w'])[a-z][a-z']+(?![\w'])")
@@ -96,7 +96,7 @@ def clean_conversation(conversation: Conversation, min_turns: int = 2) -> Conver
 
 
 def rare_words(conversations: Iterable[Conversation], fewer_than: int = 5) -> frozenset[str]:
-    """Lower-case words that occur fewer than `fewer_than` times: mostly misspellings, and names typed small."""
+    """Lower-case words that occur fewer than `fewer_than` times: mostly misspellings."""
     counts = Counter(word for c in conversations for word in _lower_case_words(c))
     return frozenset(word for word, count in counts.items() if count < fewer_than)
 

@@ -15,11 +15,18 @@ from typing import Literal
 
 from pydantic import Field
 
+from policies.manifest import DataSource
 from training.config import Config
 from training.data.cleaning import clean_conversation, rare_share, rare_words
 from training.data.conversation import Conversation, Message, Supervise
 from training.data.formats import Format, read_conversations
+from training.data.starter import digest as starter_digest
+from training.data.starter import starter_conversations
 from training.errors import ConfigError, DataError, TrainingError
+
+STARTER = DataSource(
+    path="training/data/starter", origin="written for this project", licence="MIT", sha256=starter_digest()
+)
 
 
 class SourceConfig(Config):
@@ -32,7 +39,7 @@ class SourceConfig(Config):
     format: Format
     origin: str
     licence: str
-    columns: dict[str, str] = {}
+    columns: dict[str, str] = Field(default_factory=dict)
     supervise: Supervise = "assistant"
     clean: bool = False
     max_rare_share: float | None = Field(default=None, gt=0, le=1)
@@ -43,9 +50,13 @@ class SourceConfig(Config):
 
 
 class MixtureConfig(Config):
-    """`system_prompts` are put before a random `system_share` of the conversations that have none."""
+    """Data files, and as many conversations of `training.data.starter` as `starter` says.
 
-    sources: tuple[SourceConfig, ...] = Field(min_length=1)
+    `system_prompts` are put before a random `system_share` of the conversations that have none.
+    """
+
+    sources: tuple[SourceConfig, ...] = ()
+    starter: int = Field(default=0, ge=0)
     held_out: float = Field(default=0.01, ge=0, lt=1)
     system_prompts: tuple[str, ...] = ()
     system_share: float = Field(default=0.0, ge=0, le=1)
@@ -55,20 +66,21 @@ class MixtureConfig(Config):
 class Mixture:
     train: tuple[Conversation, ...]
     held_out: tuple[Conversation, ...]
-    digests: dict[str, str]
+    data: tuple[DataSource, ...]
     report: tuple[str, ...]
 
 
 def load_mixture(config: MixtureConfig, root: Path, seed: int) -> Mixture:
     """Read, clean, split and mix; the order of `train` is left to the epochs."""
-    chance = random.Random(seed)  # noqa: S311  a mixture, no secret
+    chance = random.Random(seed)
     train: list[Conversation] = []
     held_out: list[Conversation] = []
-    digests: dict[str, str] = {}
+    data: list[DataSource] = []
     report: list[str] = []
     for source in config.sources:
         path = resolve_source(root, source.path)
-        digests[source.path] = file_digest(path)
+        digest = file_digest(path)
+        data.append(DataSource(path=source.path, origin=source.origin, licence=source.licence, sha256=digest))
         kept, line = _read_source(source, path, chance)
         report.append(line)
         for conversation in kept:
@@ -77,9 +89,14 @@ def load_mixture(config: MixtureConfig, root: Path, seed: int) -> Mixture:
                 continue
             copies = [_with_system(conversation, config, chance) for _ in range(source.repeat)]
             train.extend(copies)
+    if config.starter:
+        data.append(STARTER)
+        report.append(f"{STARTER.path}: {config.starter} conversations")
+        for conversation in starter_conversations(config.starter, seed):
+            train.append(_with_system(conversation, config, chance))
     if not train:
         raise TrainingError("no conversation is left to train on after cleaning; see the data report")
-    return Mixture(tuple(train), tuple(held_out), digests, tuple(report))
+    return Mixture(tuple(train), tuple(held_out), tuple(data), tuple(report))
 
 
 def resolve_source(root: Path, relative: str) -> Path:
@@ -93,8 +110,9 @@ def resolve_source(root: Path, relative: str) -> Path:
 
 
 def file_digest(path: Path) -> str:
+    """Hex SHA-256 of the file's bytes."""
     with path.open("rb") as file:
-        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_held_out(conversation: Conversation, share: float) -> bool:

@@ -21,9 +21,8 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -31,48 +30,29 @@ from typing import Literal
 import torch
 from pydantic import Field, model_validator
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors.torch import load_file
 from torch import Tensor
-from transformers import (
-    AutoTokenizer,
-    GenerationConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from policies.manifest import DataSource, Evaluation
+from policies.manifest import Evaluation
+from training.chat_model import (
+    ModelConfig,
+    SamplingConfig,
+    new_model,
+    read_model,
+    read_tokenizer,
+    write_model,
+)
 from training.config import Config
+from training.data.epochs import steps_from
 from training.data.mixture import Mixture, MixtureConfig, load_mixture, texts
-from training.data.packing import Batch, Row, collate, pack
+from training.data.packing import Batch, Row, collate
 from training.data.render import Example, render_within
 from training.data.tokenizer import train_tokenizer
 from training.errors import TrainingError
 from training.losses.language_model import next_token_loss, shifted_positions
 from training.optimization import OptimizerConfig, ScheduleConfig, build_optimizers, set_learning_rate
 from training.provenance import RunRecord, code_revision
-from training.run_directory import RunDirectory, load_parameters, restore
-
-
-class ModelConfig(Config):
-    """A Llama-type model with tied embeddings, in transformers' names."""
-
-    vocab_size: int = Field(gt=256)
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    max_position_embeddings: int
-
-
-class SamplingConfig(Config):
-    """Defaults for whoever serves the model, where a request says nothing else."""
-
-    temperature: float = Field(default=0.7, gt=0)
-    top_p: float = Field(default=0.9, gt=0, le=1)
-    repetition_penalty: float = Field(default=1.1, ge=1)
+from training.run_directory import RunDirectory, restore
 
 
 class SftConfig(Config):
@@ -187,49 +167,23 @@ class Learner:
         output = self.model.model(
             input_ids=input_ids, position_ids=position_ids, attention_mask=attention, use_cache=False
         )
-        hidden = output.last_hidden_state
-        assert hidden is not None  # noqa: S101  the base model always returns it
+        hidden: Tensor = output.last_hidden_state
         return hidden
 
 
-def build_model(config: SftConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A new model from `config.model`, or the one in `config.init`."""
-    torch.manual_seed(config.seed)
-    if config.model is not None:
-        shape = LlamaConfig(
-            **config.model.model_dump(),
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        return LlamaForCausalLM(shape)
-    place = Path(str(config.init))
-    model = LlamaForCausalLM(LlamaConfig.from_pretrained(place))
-    tensors = {name: t.float() for name, t in load_file(place / "model.safetensors").items()}
-    load_parameters(model, tensors, place)
-    return model
-
-
 def build_tokenizer(config: SftConfig, mixture: Mixture) -> PreTrainedTokenizerFast:
-    if config.model is not None:
-        return train_tokenizer(
-            texts(mixture.train), config.model.vocab_size, config.model.max_position_embeddings
-        )
-    tokenizer = AutoTokenizer.from_pretrained(str(config.init))
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise TrainingError(f"{config.init}: its tokenizer is not a fast tokenizer, which rendering needs")
-    return tokenizer
+    """A new tokenizer, learnt from the mixture, or the one that `init` brings."""
+    if config.model is None:
+        return read_tokenizer(Path(str(config.init)))
+    shape = config.model
+    return train_tokenizer(texts(mixture.train), shape.vocab_size, shape.max_position_embeddings)
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Refuse what silently ruins training: no chat template, no EOS, padding that is the EOS."""
-    if not tokenizer.chat_template:
-        raise TrainingError("the tokenizer has no chat template; conversations can't be rendered")
-    if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
-        raise TrainingError("the tokenizer needs an eos_token and a pad_token")
-    if tokenizer.pad_token_id == tokenizer.eos_token_id:
-        raise TrainingError("pad_token is eos_token; give padding its own token, lest ends go unlearnt")
+def build_model(config: SftConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A new model, or the one in `init`."""
+    if config.model is None:
+        return read_model(Path(str(config.init)))
+    return new_model(config.model, tokenizer, config.seed)
 
 
 def render_all(
@@ -245,140 +199,121 @@ def render_all(
     return rendered[0], rendered[1]
 
 
-def epoch_rows(examples: Sequence[Example], seed: int, epoch: int, row_length: int) -> list[Row]:
-    """The epoch's packed rows; a pure function of its arguments."""
-    chance = random.Random(f"{seed}/{epoch}")  # noqa: S311  an order, no secret
-    rows = pack(chance.sample(examples, len(examples)), row_length)
-    chance.shuffle(rows)
-    return rows
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a run needs of its data: rendered examples, and the tokenizer that rendered them."""
+
+    mixture: Mixture
+    tokenizer: PreTrainedTokenizerFast
+    train: tuple[Example, ...]
+    held_out: tuple[Row, ...]
+
+    def report(self) -> str:
+        """Sources and sizes, for whoever starts the run."""
+        tokens = sum(map(len, self.train))
+        supervised = sum(sum(example.supervised) for example in self.train)
+        sizes = f"{len(self.train)} examples, {tokens:,} tokens, {supervised:,} supervised"
+        return "\n".join([*self.mixture.report, f"{sizes}; {len(self.held_out)} held out"])
 
 
-def steps_from(examples: Sequence[Example], config: SftConfig, start: int) -> Iterator[list[Row]]:
-    """The rows of step `start`, `start + 1`, …, without end; an epoch's incomplete last step is dropped."""
-    epoch, first = 0, 0
-    while True:
-        rows = epoch_rows(examples, config.seed, epoch, config.row_length)
-        count = len(rows) // config.rows_per_step
-        if count == 0:
-            raise TrainingError(
-                f"the data fills {len(rows)} rows of {config.row_length} tokens, fewer than rows_per_step "
-                f"({config.rows_per_step}); lower rows_per_step or add data"
-            )
-        for index in range(max(0, start - first), count):
-            yield rows[index * config.rows_per_step : (index + 1) * config.rows_per_step]
-        epoch, first = epoch + 1, first + count
+def prepare(config: SftConfig, data_root: Path) -> Prepared:
+    """Read and render the data; everything that can be wrong with it is told here, before any training."""
+    mixture = load_mixture(config.data, data_root, config.seed)
+    tokenizer = build_tokenizer(config, mixture)
+    train, held_out = render_all(mixture, tokenizer, config.row_length)
+    return Prepared(mixture, tokenizer, tuple(train), tuple((example,) for example in held_out))
 
 
 def train(config: SftConfig, data_root: Path, run_path: Path, stop_after: int | None = None) -> Path:
-    """Run to the end, resuming what `run_path` holds; returns the directory of the finished model.
+    """Run to the end, resuming what `run_path` holds; returns the folder of the finished model.
 
-    `stop_after` ends this call early after so many steps of its own, as an interruption would.
+    `stop_after` ends this call after so many steps of its own, as an interruption would.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     run = RunDirectory(run_path)
-    run.bind(config.model_dump(mode="json"))
-    mixture = load_mixture(config.data, data_root, config.seed)
-    final = run_path / "final"
-    tokenizer = build_tokenizer(config, mixture)
-    check_tokenizer(tokenizer)
-    examples, held_out = render_all(mixture, tokenizer, config.row_length)
-    held_out_rows: list[Row] = [(example,) for example in held_out]
-    for line in mixture.report:
-        print(line)
-    print(f"{len(examples)} examples, {sum(map(len, examples)):,} tokens; {len(held_out)} held out")
-
-    learner = Learner(build_model(config, tokenizer), config)
+    # Without a decay the number of steps changes nothing but the end: such a run may be made longer.
+    run.bind(config.model_dump(mode="json", exclude={"steps"} if config.schedule.decay == 0 else None))
+    data = prepare(config, data_root)
+    print(data.report())
+    learner = Learner(build_model(config, data.tokenizer), config)
     place = run.latest()
     start = restore(place, learner.model, learner.optimizers)["step"] if place is not None else 0
     end = config.steps if stop_after is None else min(config.steps, start + stop_after)
-    pad_id = int(tokenizer.pad_token_id)
-    supply = steps_from(examples, config, start)
-    with _progress(config.steps, start) as advance:
-        for step in range(start, end):
-            began = time.perf_counter()
-            rows = next(supply)
-            batches = [
-                collate(rows[i : i + config.micro_batch], config.row_length, pad_id)
-                for i in range(0, len(rows), config.micro_batch)
-            ]
-            rate = config.optimizer.learning_rate * config.schedule.factor(step, config.steps)
-            loss, norm = learner.step(batches, rate)
-            seconds = time.perf_counter() - began
-            done = step + 1
-            if done % config.log_every == 0 or done == config.steps:
-                tokens = config.rows_per_step * config.row_length / seconds
-                run.log(
-                    {"step": done, "loss": loss, "grad_norm": norm, "lr": rate, "tokens_per_s": round(tokens)}
-                )
-            if done % config.evaluate_every == 0 or done == config.steps:
-                score = learner.evaluate(held_out_rows, pad_id)
-                run.log({"step": done, "held_out_loss": score.loss, "held_out_perplexity": score.perplexity})
+    with Bar(config.steps, start) as bar:
+        for done, loss in run_steps(config, data, learner, run, start, end):
             if done % config.checkpoint_every == 0 or done == end:
                 run.save(done, learner.model, learner.optimizers, {})
-            advance(loss)
+            bar.advance(loss)
+    final = run_path / "final"
     if end == config.steps:
-        write_model(final, learner.model, tokenizer, config.sampling)
-        write_record(config, mixture, learner.evaluate(held_out_rows, pad_id), run_path)
+        write_model(final, learner.model, data.tokenizer, config.sampling)
+        write_record(config, data, learner, run_path)
     return final
 
 
-def write_model(
-    place: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, sampling: SamplingConfig
-) -> None:
-    """The model directory that vLLM and transformers load, in bfloat16, with its sampling defaults."""
-    tokenizer.save_pretrained(place)
-    copy = LlamaForCausalLM(model.config)
-    copy.load_state_dict(model.state_dict())
-    copy.generation_config = GenerationConfig(
-        do_sample=True,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **sampling.model_dump(),
-    )
-    copy.to(torch.bfloat16).save_pretrained(place)
+def run_steps(
+    config: SftConfig, data: Prepared, learner: Learner, run: RunDirectory, start: int, end: int
+) -> Iterator[tuple[int, float]]:
+    """Take the steps `start`, …, `end - 1`; yields (steps done, loss) after each, and logs both losses."""
+    pad_id = int(data.tokenizer.pad_token_id)
+    supply = steps_from(data.train, config.seed, config.row_length, config.rows_per_step, start)
+    for step, rows in zip(range(start, end), supply, strict=False):
+        began = time.perf_counter()
+        cuts = range(0, len(rows), config.micro_batch)
+        batches = [collate(rows[i : i + config.micro_batch], config.row_length, pad_id) for i in cuts]
+        rate = config.optimizer.learning_rate * config.schedule.factor(step, config.steps)
+        loss, norm = learner.step(batches, rate)
+        speed = round(config.rows_per_step * config.row_length / (time.perf_counter() - began))
+        done = step + 1
+        if done % config.log_every == 0 or done == config.steps:
+            run.log({"step": done, "loss": loss, "grad_norm": norm, "lr": rate, "tokens_per_s": speed})
+        if data.held_out and (done % config.evaluate_every == 0 or done == config.steps):
+            score = learner.evaluate(data.held_out, pad_id)
+            run.log({"step": done, "held_out_loss": score.loss, "held_out_perplexity": score.perplexity})
+        yield done, loss
 
 
-def write_record(config: SftConfig, mixture: Mixture, score: HeldOutScore, run_path: Path) -> None:
+def write_record(config: SftConfig, data: Prepared, learner: Learner, run_path: Path) -> None:
     """Leave the run's record for the manifest, with the held-out perplexity and its bootstrap interval."""
-    low, high = score.perplexity_interval(config.seed)
+    evaluations: tuple[Evaluation, ...] = ()
+    if data.held_out:
+        score = learner.evaluate(data.held_out, int(data.tokenizer.pad_token_id))
+        low, high = score.perplexity_interval(config.seed)
+        on = "supervised tokens of the held-out conversations"
+        evaluations = (
+            Evaluation(
+                metric="perplexity", value=score.perplexity, low=low, high=high, data=on, n=len(data.held_out)
+            ),
+        )
     RunRecord(
         method="sft",
         config=config.model_dump(mode="json"),
         seed=config.seed,
         code_revision=code_revision(),
-        data=tuple(
-            DataSource(path=s.path, origin=s.origin, licence=s.licence, sha256=mixture.digests[s.path])
-            for s in config.data.sources
-        ),
-        evaluations=(
-            Evaluation(
-                metric="perplexity",
-                value=score.perplexity,
-                low=low,
-                high=high,
-                data="supervised tokens of the held-out conversations",
-                n=len(score.per_row),
-            ),
-        ),
+        data=data.mixture.data,
+        evaluations=evaluations,
         earlier=RunRecord.read(Path(config.init).parent) if config.init is not None else None,
     ).write(run_path)
 
 
-class _progress:
-    """A bar with the time that remains; call it with the loss after each step."""
+class Bar:
+    """Loss, steps and the time that remains, on the terminal."""
 
     def __init__(self, steps: int, start: int) -> None:
         columns = (TextColumn("loss {task.fields[loss]:.3f}"), BarColumn(), MofNCompleteColumn())
-        self._bar = Progress(*columns, TimeRemainingColumn(elapsed_when_finished=True))
-        self._task = self._bar.add_task("train", total=steps, completed=start, loss=math.nan)
+        self._progress = Progress(*columns, TimeRemainingColumn(elapsed_when_finished=True))
+        self._task = self._progress.add_task("train", total=steps, completed=start, loss=math.nan)
 
-    def __enter__(self) -> Callable[[float], None]:
-        self._bar.start()
-        return lambda loss: self._bar.update(self._task, advance=1, loss=loss)
+    def __enter__(self) -> Bar:
+        self._progress.start()
+        return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        self._progress.stop()
+
+    def advance(self, loss: float) -> None:
+        self._progress.update(self._task, advance=1, loss=loss)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -390,14 +325,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     config = SftConfig.load(arguments.config)
     if arguments.check:
-        mixture = load_mixture(config.data, arguments.data, config.seed)
-        tokenizer = build_tokenizer(config, mixture)
-        check_tokenizer(tokenizer)
-        examples, held_out = render_all(mixture, tokenizer, config.row_length)
-        supervised = sum(sum(example.supervised) for example in examples)
-        print("\n".join(mixture.report))
-        print(f"{len(examples)} examples ({len(held_out)} held out), {sum(map(len, examples)):,} tokens,")
-        print(f"{supervised:,} of them supervised")
+        print(prepare(config, arguments.data).report())
         return 0
     final = train(config, arguments.data, arguments.run or Path("runs") / config.name)
     print(f"finished: {final}")
