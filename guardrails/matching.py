@@ -7,10 +7,9 @@ normal form joins letters that the text keeps apart, and the other way round.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple
 
-from guardrails.guard import Step
 from guardrails.normalize import GrowingNormal, charwise
 from guardrails.scan import Match, PatternSet, Scanner
 from guardrails.verdict import Finding
@@ -70,23 +69,6 @@ class FormSearch:
 
 def _found(match: Match, text: str, normal: GrowingNormal | None) -> Found:
     return Found(match.pattern, text[match.start : match.end], match.start, normal)
-
-
-class MatchExamination:
-    """One text, searched for a guard's patterns; `read` tells what a match means, by its text alone."""
-
-    __slots__ = ("_outbox", "_read", "_search")
-
-    def __init__(self, patterns: PatternSet, read: Callable[[str, Found], Iterable[Finding]]) -> None:
-        self._search = FormSearch(patterns)
-        self._read = read
-        self._outbox = Outbox()
-
-    def advance(self, text: str, final: bool) -> Step:
-        found, settled = self._search.advance(text, final)
-        for one in found:
-            self._outbox.put(self._read(text, one))
-        return Step(*self._outbox.take(settled))
 
 
 class Outbox:

@@ -64,8 +64,9 @@ def dotted(loc: Loc) -> str:
 
 def suggestion(word: str, known: Sequence[str]) -> str:
     """`; did you mean 'x'?` where one of `known` is close to `word`, else the list of them."""
-    close = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else f"; known are: {', '.join(known)}"
+    by_folded = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(word.lower(), by_folded, n=1, cutoff=0.6)
+    return f"; did you mean {by_folded[close[0]]!r}?" if close else f"; known are: {', '.join(known)}"
 
 
 @dataclass(frozen=True, slots=True)

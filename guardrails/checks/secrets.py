@@ -1,8 +1,8 @@
 """Keys, tokens and passwords that must not travel: well-known formats, assignments, random-looking words.
 
 A format that issuers document (a prefix and a length) is enough by itself. What a format alone can't tell,
-such as `password: …` or forty base64 characters, must also look random: Shannon entropy per character, and
-how often the kind of character changes, which sets random text apart from words, paths and identifiers.
+such as `password: …` or forty base64 characters, must also look random: by Shannon entropy per character, and
+by how little of it is in runs of letters that words, paths and identifiers consist of.
 Digests, UUIDs and encoded prose look random too and are left alone.
 """
 
@@ -16,13 +16,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from types import MappingProxyType
 
 import regex
 
 from guardrails.build import GuardEnvironment
-from guardrails.guard import Context, Scope
-from guardrails.matching import Found, MatchExamination
+from guardrails.guard import Context, Scope, Step
+from guardrails.matching import FormSearch, Found, Outbox
+from guardrails.private_keys import Block, PrivateKeySearch
 from guardrails.remedy import Remedy
 from guardrails.scan import PatternSet, StreamPattern
 from guardrails.verdict import Action, Finding
@@ -68,10 +68,12 @@ def entropy(text: str) -> float:
     return -sum(n / total * math.log2(n / total) for n in Counter(text).values())
 
 
-def _changes(text: str) -> float:
-    """How often neighbouring characters are of different kinds, as a fraction: random text about 0.6."""
-    kinds = [0 if c.isdigit() else 1 if c.islower() else 2 if c.isupper() else 3 for c in text]
-    return sum(a != b for a, b in pairwise(kinds)) / max(1, len(text) - 1)
+_WORD = regex.compile(r"[A-Za-z][a-z]{3,}")
+
+
+def _wordiness(text: str) -> float:
+    """The fraction of `text` in runs of letters as words have them; of random base64 about a tenth."""
+    return sum(len(word.group()) for word in _WORD.finditer(text)) / len(text)
 
 
 _HEX_OR_UUID = regex.compile(r"[0-9a-fA-F-]+")
@@ -90,8 +92,10 @@ def looks_random(text: str) -> bool:
     )
     if not all(kinds):
         return False
+    if sum(map(str.isdigit, letters)) < 2 or _wordiness(letters) > 0.4:
+        return False
     enough = 4.3 if len(letters) >= 40 else 4.0 if len(letters) >= 32 else 3.7
-    return entropy(letters) >= enough and _changes(letters) >= 0.35 and not _is_encoded_prose(text)
+    return entropy(letters) >= enough and not _is_encoded_prose(text)
 
 
 def _is_encoded_prose(text: str) -> bool:
@@ -114,12 +118,13 @@ _EXAMPLE = regex.compile(
     r"|your[-_ ]|my[-_ ]?(?:pass|secret|key|token)|example|placeholder|change[-_]?me"
     r"|process\.env|os\.environ|getenv"
 )
-_WORDS = regex.compile(r"[A-Za-z]+(?:[-_.'’/:][A-Za-z]+)*[.,;:!?)]*")
+_WORDS = regex.compile(r"_*[A-Za-z]+(?:[-_.'’/:][A-Za-z]+)*[.,;:!?)]*")
+_CALL = regex.compile(r"[A-Za-z_][\w.]*[(\[]")
 
 
 def _assigned(text: str) -> bool:
     """Of what is assigned to a password: not a placeholder, a type's name or a sentence's next word."""
-    if _EXAMPLE.match(text) or "://" in text:
+    if _EXAMPLE.match(text) or _CALL.match(text) or "://" in text:
         return False
     if _WORDS.fullmatch(text):
         inner = text.rstrip(".,;:!?)")
@@ -127,18 +132,20 @@ def _assigned(text: str) -> bool:
     return entropy(text) >= 2.0
 
 
+_NAMED_AS_SUCH = frozenset(
+    {"pass", "passwd", "password", "pw", "pwd", "secret", "token", "postgres", "root", "guest"}
+)
+
+
+def _connecting(text: str) -> bool:
+    """Of an address's password: neither a placeholder nor the word itself, as manuals have it."""
+    return not _EXAMPLE.match(text) and text.lower() not in _NAMED_AS_SUCH
+
+
 def _bearer(text: str) -> bool:
     return any(c.isdigit() for c in text) and entropy(text) >= 3.0
 
 
-_GAP = r"(?:[\s\"'`+,>|#*]|\\[nr])"
-_BASE64 = r"[A-Za-z0-9+/=]"
-_PRIVATE_KEY = (
-    r"-----BEGIN (?:[A-Z0-9]{1,16} ){0,3}PRIVATE KEY(?: BLOCK)?-----"
-    rf"(?:{_GAP}{{1,8}}+[A-Za-z-]{{3,20}}: [^\n\\]{{1,120}}+){{0,4}}+"
-    rf"(?:{_GAP}{{0,16}}+{_BASE64}{{16,4096}}+){{1,400}}+"
-    rf"(?:(?:{_GAP}{{1,16}}+{_BASE64}{{1,15}}+){{0,2}}+{_GAP}{{0,16}}+-----END [A-Z0-9 ]{{1,40}}-----)?+"
-)
 _SCHEMES = (
     r"(?:postgres(?:ql)?|mysql|mariadb|mongodb|rediss?|amqps?|mssql|sqlserver|ldaps?|s?ftps?|smtps?|https?)"
 )
@@ -155,7 +162,7 @@ _NAMES = (
 )
 _IS = r"(?:[ \t]{0,4}(?:=>|:=|=|:)[ \t]{0,4}|[ \t]is[ \t])"
 _ASSIGNMENT = rf"{_NAMES}[\"'`]?{_IS}[\"'`]?[^\s\"'`,;<>]{{6,4096}}+"
-_RANDOM = r"(?<![A-Za-z0-9+/_=.-])[A-Za-z0-9+/_-]{24,256}={0,2}(?![A-Za-z0-9+/_=-])"
+_RANDOM = r"(?<![A-Za-z0-9+/_.-])(?<![?&][A-Za-z_]{1,16}=)[A-Za-z0-9+/_-]{24,256}={0,2}(?![A-Za-z0-9+/_=-])"
 
 _TOKENS = (
     Kind("AWS_ACCESS_KEY", r"(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}(?![A-Za-z0-9_])"),
@@ -182,12 +189,11 @@ _TOKENS = (
 """Told by their format; each begins where a word begins, and so they are searched for together."""
 
 _OTHERS = (
-    Kind("PRIVATE_KEY", _PRIVATE_KEY),
     Kind(
         "CONNECTION_PASSWORD",
         _CONNECTION,
         value=regex.compile(r"[^:]+://[^:]*:(?P<value>[^@]+)@"),
-        holds=lambda text: not _EXAMPLE.match(text),
+        holds=_connecting,
     ),
     Kind("BEARER_TOKEN", _BEARER, value=regex.compile(r"\S+[ \t]+(?P<value>.+)"), holds=_bearer),
     Kind(
@@ -200,8 +206,11 @@ _OTHERS = (
 )
 _HIGH_ENTROPY = Kind("HIGH_ENTROPY_STRING", _RANDOM, score=0.6, holds=looks_random)
 
-KINDS = MappingProxyType({kind.name: kind for kind in (*_TOKENS, *_OTHERS, _HIGH_ENTROPY)})
-"""Every kind by its name, which is also the `entity_type` of its findings."""
+PRIVATE_KEY = "PRIVATE_KEY"
+"""Found by `guardrails.private_keys`: no expression follows a key of any length at a bounded cost."""
+
+KINDS = (PRIVATE_KEY, *(kind.name for kind in (*_TOKENS, *_OTHERS, _HIGH_ENTROPY)))
+"""What a policy may choose from; also the `entity_type` of the findings."""
 
 
 class SecretsGuard:
@@ -215,7 +224,9 @@ class SecretsGuard:
         self.on_error = env.on_error(spec)
         self.deadline = spec.deadline_ms / 1000
         self._remedy = Remedy(spec.action, env.hash_key)
-        self._patterns, self._groups = _compiled(_chosen(spec))
+        chosen = _chosen(spec)
+        self.patterns, self._groups = _compiled(chosen)
+        self.finds_private_keys = PRIVATE_KEY in chosen
 
     @property
     def action(self) -> Action:
@@ -225,16 +236,43 @@ class SecretsGuard:
     def changes_text(self) -> bool:
         return self._remedy.changes_text
 
-    def examine(self, context: Context) -> MatchExamination:
-        return MatchExamination(self._patterns, self._read)
+    def examine(self, context: Context) -> SecretsExamination:
+        return SecretsExamination(self)
 
-    def _read(self, text: str, found: Found) -> Iterator[Finding]:
+    def read(self, text: str, found: Found) -> Iterator[Finding]:
+        """What a match is after all, and where in it the secret stands."""
         group = self._groups[found.pattern]
         kind = next((kind for kind in group if kind.begins(found.text)), None) if len(group) > 1 else group[0]
         part = kind.secret(found.text) if kind else None
         if kind and part:
             start, end = found.span(*part)
             yield self._remedy.finding(self.name, kind.name, start, end, kind.score, text)
+
+    def private_key(self, text: str, block: Block) -> Finding:
+        return self._remedy.finding(self.name, PRIVATE_KEY, block.start, block.end, 1.0, text)
+
+
+class SecretsExamination:
+    """One text, searched for private keys and for everything that an expression can tell."""
+
+    __slots__ = ("_guard", "_outbox", "_private_keys", "_search")
+
+    def __init__(self, guard: SecretsGuard) -> None:
+        self._guard = guard
+        self._search = FormSearch(guard.patterns)
+        self._private_keys = PrivateKeySearch() if guard.finds_private_keys else None
+        self._outbox = Outbox()
+
+    def advance(self, text: str, final: bool) -> Step:
+        guard = self._guard
+        found, settled = self._search.advance(text, final)
+        for one in found:
+            self._outbox.put(guard.read(text, one))
+        if self._private_keys is not None:
+            blocks, floor = self._private_keys.advance(text, final)
+            self._outbox.put(guard.private_key(text, block) for block in blocks)
+            settled = min(settled, floor)
+        return Step(*self._outbox.take(settled))
 
 
 def build(spec: SecretsSpec, env: GuardEnvironment) -> SecretsGuard:
@@ -246,11 +284,11 @@ def problems(spec: SecretsSpec, env: GuardEnvironment) -> Iterable[Problem]:
     """Kinds that don't exist."""
     for index, name in enumerate(spec.kinds):
         if name not in KINDS:
-            yield Problem(("kinds", index), f"unknown kind {name!r}{suggestion(name.upper(), list(KINDS))}")
+            yield Problem(("kinds", index), f"unknown kind {name!r}{suggestion(name, KINDS)}")
 
 
 def _chosen(spec: SecretsSpec) -> frozenset[str]:
-    names = frozenset(spec.kinds or KINDS.keys() - {_HIGH_ENTROPY.name})
+    names = frozenset(spec.kinds) or frozenset(KINDS) - {_HIGH_ENTROPY.name}
     return names | {_HIGH_ENTROPY.name} if spec.entropy else names
 
 
