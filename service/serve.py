@@ -117,7 +117,8 @@ async def _serve(gateway: Gateway, server: Server, listener: socket.socket, cons
         if starting.done() and starting.exception() is None:
             await asyncio.wait({stopping, serving}, return_when=asyncio.FIRST_COMPLETED)
         elif starting.done():
-            console.print(f"[bold red]keel can't start:[/] {starting.exception()}", highlight=False)
+            failure = f"keel can't start: {starting.exception()}"
+            console.print(failure, style="red", highlight=False, markup=False, soft_wrap=True)
             status = 1
         gateway.draining = True
         await asyncio.sleep(gateway.settings.drain_delay_s)
@@ -139,8 +140,11 @@ def _on_signal(gateway: Gateway, server: Server, stop: asyncio.Event) -> None:
 
 
 async def _start(gateway: Gateway, listener: socket.socket, console: Console) -> None:
-    with console.status("starting") as status:
-        await gateway.start(lambda line: status.update(line))
+    if console.is_terminal:
+        with console.status("starting") as status:
+            await gateway.start(lambda line: status.update(line))
+    else:
+        await gateway.start(lambda line: console.print(line, highlight=False, soft_wrap=True, markup=False))
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     console.print(_ready_text(gateway, url), highlight=False, soft_wrap=True, markup=False)

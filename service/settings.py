@@ -71,7 +71,7 @@ class Engine(Group):
     first_token_timeout_s: Seconds = 120.0
     idle_timeout_s: Seconds = 60.0
     total_timeout_s: Seconds = 600.0
-    start_timeout_s: Seconds = 300.0
+    start_timeout_s: Seconds = 600.0
     vllm_port: Annotated[int, Field(ge=0, le=65_535)] = 0
     vllm_args: tuple[str, ...] = ()
 

@@ -16,14 +16,9 @@ from service.catalog import Catalog
 class State(Protocol):
     """What these routes ask of the gateway."""
 
-    @property
-    def catalog(self) -> Catalog: ...
-
-    @property
-    def registry(self) -> Registry: ...
-
-    @property
-    def last_reload(self) -> ReloadResult: ...
+    catalog: Catalog
+    registry: Registry
+    last_reload: ReloadResult
 
     async def reload_policies(self) -> ReloadResult: ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import time
 from typing import Any, Protocol
 
@@ -12,17 +13,17 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from service.catalog import Catalog, Served
+from service.api.admin import State as AdminState
+from service.api.admin import admin_routes
+from service.catalog import Served
 from service.openai.errors import ApiError, BadRequest, MethodNotAllowed, NotFound
+from service.openapi import describe
 
 STARTED = int(time.time())
 
 
-class State(Protocol):
+class State(AdminState, Protocol):
     """What these routes ask of the gateway."""
-
-    @property
-    def catalog(self) -> Catalog: ...
 
     def unready(self) -> dict[str, str]:
         """What keeps the gateway from serving, by component; empty when nothing does."""
@@ -97,6 +98,14 @@ def make_site(state: State) -> FastAPI:
     async def model(model: str) -> Model:
         """One policy."""
         return _model(state.catalog.get(model))
+
+    site.include_router(admin_routes(state))
+    document = describe(site, importlib.metadata.version("keel"))
+
+    @site.get("/openapi.json", include_in_schema=False)
+    async def openapi() -> dict[str, Any]:
+        """This API's description."""
+        return document
 
     _speak_openai(site)
     return site

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from service.openai.errors import BadRequest
 
 # Parts of pydantic's locations that name a branch of a union, not a field.
-_BRANCHES = ("list[", "str", "function-", "constrained-", "dict[", "int")
+_BRANCHES = re.compile(r"(str|int|(list|dict|function-\w+|constrained-\w+)\[.*\]|constrained-\w+)")
 
 
 def explain(error: ValidationError) -> BadRequest:
@@ -39,7 +41,7 @@ def _same_field(details: list[ErrorDetails]) -> bool:
 
 
 def _path(item: ErrorDetails) -> tuple[str | int, ...]:
-    return tuple(part for part in item["loc"] if isinstance(part, int) or not part.startswith(_BRANCHES))
+    return tuple(part for part in item["loc"] if isinstance(part, int) or not _BRANCHES.fullmatch(part))
 
 
 def _render(path: tuple[str | int, ...]) -> str | None:
