@@ -64,9 +64,8 @@ def _ip(text: str) -> Span | None:
         address = ipaddress.ip_address(text)
     except ValueError:
         return None
-    groups = [group for group in text.split(":") if group]
-    # `::` and the like stand in code far more often than in talk of addresses.
-    return (0, len(text)) if address.version == 4 or len(groups) > 1 or text == "::1" else None
+    # `::` and `a::b` stand in code far more often than in talk of addresses.
+    return (0, len(text)) if address.version == 4 or any(c.isdigit() for c in text) else None
 
 
 def _url(text: str) -> Span | None:
@@ -77,41 +76,36 @@ def _url(text: str) -> Span | None:
     return (0, end) if end else None
 
 
-_OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
+# Each begins with \b and a character, where it can: that is told fastest at the many places where nothing
+# begins. What must not stand before is looked at next, where little is left to look at.
 _EMAIL = (
-    r"(?<![\w.%+-])[\w%+-](?:[\w.%+-]{0,62}[\w%+-])?"
-    r"@(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.){1,8}[^\W\d_](?:[\w-]{0,22}[^\W_])(?![\w-])"
+    r"\b\w[\w.%+-]{0,63}(?<!\.)@"
+    r"(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.){1,8}[^\W\d_](?:[\w-]{0,22}[^\W_])(?![\w-])"
+)
+_SSN = r"\b[0-8][0-9]{2}(?<!000|666|-[0-9]{3})(?:-[0-9]{2}-| [0-9]{2} )(?<!00.)[0-9]{4}(?<!0000)(?![\w-])"
+_IP = (
+    r"(?:\b[0-9]{1,3}(?<!\.[0-9]{1,3})(?:\.[0-9]{1,3}){3}(?![\w-])(?!\.[0-9])"
+    r"|\b[0-9A-Fa-f]{1,4}(?<!:[0-9A-Fa-f]{1,4}):(?:[0-9A-Fa-f]{0,4}:){1,6}(?:[0-9A-Fa-f]{1,4})?(?![\w:])"
+    r"|::(?<![\w:]::)(?:[0-9A-Fa-f]{1,4}:){0,6}[0-9A-Fa-f]{1,4}(?![\w:]))"
 )
 _PHONE = (
-    r"(?:(?<![\w+])\+[0-9](?:[ .()-]{0,2}[0-9]){7,14}(?![0-9])"
-    r"|(?<![\w+.(-])(?:1[ .-])?(?:\([0-9]{3}\) ?|[0-9]{3}[ .-])[0-9]{3}[ .-][0-9]{4}(?![\w-]))"
+    r"(?:\+[0-9](?<!\w\+.)(?:[ .()-]{0,2}[0-9]){7,14}(?![0-9])"
+    r"|\b[0-9](?<![.+-].)(?:[ .-][0-9]{3}|[0-9]{2})[ .-][0-9]{3}[ .-][0-9]{4}(?![\w-])"
+    r"|\([0-9]{3}\) ?[0-9]{3}[ .-][0-9]{4}(?![\w-]))"
+)
+_MAC = (
+    r"(?i)\b[0-9a-f]{2}(?<![:-]..)"
+    r"(?:(?::[0-9a-f]{2}){5}(?![\w:])|(?:-[0-9a-f]{2}){5}(?![\w-]))"
 )
 _ALL = (
     Builtin("EMAIL_ADDRESS", _EMAIL),
-    Builtin(
-        "US_SSN",
-        r"(?<![\w-])(?!000|666|9)[0-9]{3}(?:-(?!00)[0-9]{2}-| (?!00)[0-9]{2} )(?!0000)[0-9]{4}(?![\w-])",
-        0.85,
-    ),
-    Builtin("CREDIT_CARD", r"(?<![\w.-])[2-6][0-9]{3}(?:[ -]?[0-9]){9,15}(?![\w])", narrow=_card),
-    Builtin(
-        "IP_ADDRESS",
-        rf"(?:(?<![\w.-])(?:{_OCTET}\.){{3}}{_OCTET}(?![\w-])(?!\.[0-9])"
-        r"|(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}(?:[0-9A-Fa-f]{1,4})?(?![\w:]))",
-        0.95,
-        narrow=_ip,
-    ),
+    Builtin("US_SSN", _SSN, 0.85),
+    Builtin("CREDIT_CARD", r"\b[2-6][0-9]{3}(?:[ -]?[0-9]){9,15}(?!\w)", narrow=_card),
+    Builtin("IP_ADDRESS", _IP, 0.95, narrow=_ip),
     Builtin("PHONE_NUMBER", _PHONE, 0.75),
-    Builtin(
-        "IBAN_CODE",
-        r"(?<!\w)[A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?!\w)",
-        narrow=_iban,
-    ),
-    Builtin("URL", r"(?i)(?<!\w)(?:https?|ftp)://[^\s<>\"`{}|\\^]{1,2048}", 0.9, narrow=_url),
-    Builtin(
-        "MAC_ADDRESS",
-        r"(?i)(?<![\w:-])(?:[0-9a-f]{2}:){5}[0-9a-f]{2}(?![\w:])|(?<![\w:-])(?:[0-9a-f]{2}-){5}[0-9a-f]{2}(?![\w-])",
-    ),
+    Builtin("IBAN_CODE", r"\b[A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?!\w)", narrow=_iban),
+    Builtin("URL", r"(?i)\b(?:https?|ftp)://[^\s<>\"`{}|\\^]{1,2048}", 0.9, narrow=_url),
+    Builtin("MAC_ADDRESS", _MAC),
 )
 BUILTINS = MappingProxyType({builtin.entity_type: builtin for builtin in _ALL})
 """By entity type."""

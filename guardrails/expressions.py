@@ -10,6 +10,9 @@ one character and then doesn't mind:
   without wanting more, though more text may change the answer;
 * a repeated group that could stop or go on at the end of the text silently stops.
 
+Where nothing has been consumed yet the first needs no probe: a walk that starts at the end of the text
+holds nothing back anyway.
+
 The hold form ends with an assertion that always fails, so that the search visits every walk from every
 start: the first start with a partial match is the first one that future text can still change.
 
@@ -72,7 +75,9 @@ class _Group:
     body: int
     opened_at: int
     backward: bool
-    look_behind: bool
+    probed_before: bool
+    body_at_start: bool
+    at_start_after: bool
 
 
 @dataclass(slots=True)
@@ -83,6 +88,7 @@ class _Rewriter:
     out: list[str] = field(default_factory=list)
     groups: list[_Group] = field(default_factory=list)
     refers_to_groups: bool = False
+    at_start: bool = True  # nothing has been consumed on the way here
 
     def fail(self, what: str, instead: str) -> PatternError:
         return PatternError(f"{what}: not supported on streams; {instead}", self.source, self.position)
@@ -90,6 +96,17 @@ class _Rewriter:
     def take(self, text: str) -> None:
         self.out.append(text)
         self.position += len(text)
+
+    def take_atom(self, text: str) -> None:
+        self.take(text)
+        self.at_start = False
+
+    def take_assertion(self, text: str) -> None:
+        """One that looks at the characters before and after its place only."""
+        if self.at_start:
+            self.take(text)
+        else:
+            self.take_probed(text)
 
     def take_probed(self, text: str, probe: str = _PROBE) -> None:
         self.out.append(f"(?:{probe}{text})")
@@ -102,7 +119,7 @@ class _Rewriter:
             if char == "\\":
                 self.escape()
             elif char == "[":
-                self.take(source[self.position : self.end_of_set()])
+                self.take_atom(source[self.position : self.end_of_set()])
             elif char == "(":
                 self.open_group()
             elif char == ")":
@@ -110,13 +127,18 @@ class _Rewriter:
             elif char == "$":
                 self.take_probed(char, _PROBE_PAST_NEWLINE)
             elif char == "^":
-                self.take_probed(char)
+                self.take_assertion(char)
+            elif char == "|":
+                self.take(char)
+                self.at_start = self.groups[-1].body_at_start if self.groups else True
             elif char == "{":
                 self.count()
-            elif self.verbose and char == "#":
+            elif self.verbose and (char == "#" or char.isspace()):
                 self.take(source[self.position : self.end_of_blank(self.position)])
-            else:
+            elif char in "*+?":
                 self.take(char)
+            else:
+                self.take_atom(char)
         if self.groups:
             self.position = self.groups[-1].opened_at
             raise PatternError("a group is never closed", source, self.position)
@@ -127,13 +149,15 @@ class _Rewriter:
         if not char:
             raise PatternError("a lone backslash ends it", source, start)
         if char in _ASSERTION_ESCAPES:
-            self.take_probed("\\" + char)
+            self.take_assertion("\\" + char)
         elif char.isdigit() and char != "0":
             self.back_reference()
-        elif char == "A" or char in _CHARACTER_ESCAPES or not (char.isalpha() or char.isdigit()):
-            self.take("\\" + char)
+        elif char == "A":
+            self.take("\\A")
+        elif char in _CHARACTER_ESCAPES or not (char.isalpha() or char.isdigit()):
+            self.take_atom("\\" + char)
         elif code := _CODE_POINT.match(source, start + 1):
-            self.take("\\" + code[0])
+            self.take_atom("\\" + code[0])
         else:
             instead = _REFUSED_ESCAPES.get(char, "escape only what needs it")
             raise self.fail(f"the escape \\{char}", instead)
@@ -193,35 +217,40 @@ class _Rewriter:
         opening = scoped or _GROUP.match(source, start)
         text = opening[0] if opening else "("
         if scoped and not set((scoped[1] or "") + (scoped[2] or "")) <= set("ims"):
-            raise self.fail(
-                f"the flags {scoped[0]}", "only i, m and s can be set for a part of an expression"
-            )
+            raise self.fail(f"the flags {scoped[0]}", "only i, m and s can be set for a part")
         if text == "(" and source.startswith("(?", start):
             if _GLOBAL_FLAGS.match(source, start):
                 raise self.fail("flags in mid-expression", "put them at its start, or write (?i:…)")
             raise self.fail(f"the group {source[start : start + 4]}…", "use a plain group (?:…)")
-        look_behind = text in ("(?<=", "(?<!")
-        backward = look_behind or (
-            bool(self.groups) and self.groups[-1].backward and text not in ("(?=", "(?!")
-        )
-        if look_behind:
+        look_behind, look_ahead = text in ("(?<=", "(?<!"), text in ("(?=", "(?!")
+        backward = look_behind or (not look_ahead and bool(self.groups) and self.groups[-1].backward)
+        probed_before = look_behind and not self.at_start
+        if probed_before:
             self.out.append(f"(?:{_PROBE}")
         self.take(text)
-        self.groups.append(_Group(len(self.out), start, backward, look_behind))
+        self.groups.append(
+            _Group(
+                body=len(self.out),
+                opened_at=start,
+                backward=backward,
+                probed_before=probed_before,
+                body_at_start=self.at_start and not backward,
+                at_start_after=self.at_start and (look_behind or look_ahead),
+            )
+        )
+        self.at_start = self.at_start and not backward
 
     def close_group(self) -> None:
         if not self.groups:
             raise PatternError("a ')' closes nothing", self.source, self.position)
         group = self.groups.pop()
         self.take(")")
-        follows = (
-            self.source[self.end_of_blank(self.position) :][:1]
-            if self.verbose
-            else self.source[self.position :][:1]
-        )
-        if group.look_behind:
+        self.at_start = group.at_start_after
+        next_at = self.end_of_blank(self.position) if self.verbose else self.position
+        quantified = self.source[next_at : next_at + 1] in ("*", "+", "?", "{")
+        if group.probed_before:
             self.out.append(")")
-        elif follows and follows in "*+?{" and not group.backward:
+        elif quantified and not group.backward:
             self.out.insert(group.body, f"{_PROBE}(?:")
             self.out.insert(-1, ")")
 

@@ -24,7 +24,7 @@ __all__ = ["Match", "PatternError", "PatternSet", "Scanner", "StreamPattern"]
 _TIMEOUT = 0.05
 _TIMEOUT_PER_CHARACTER = 2e-6
 # Up to so many characters one joint search beats one per expression (it has no literal to skip ahead by).
-_JOINT_WINDOW = 128
+_JOINT_WINDOW = 32
 
 
 class Match(NamedTuple):

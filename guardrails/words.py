@@ -10,6 +10,9 @@ import regex
 
 _UNSPACED = ("CJK ", "HIRAGANA ", "KATAKANA ", "THAI ", "LAO ", "KHMER ", "MYANMAR ", "TIBETAN ")
 
+# For a word character \b says the same as the look-around, and faster.
+_EDGES = (r"\b", r"(?!\w)")
+
 Trie = dict[str, "Trie"]
 
 
@@ -21,7 +24,7 @@ def word_expression(words: Iterable[str]) -> str:
     """
     trie: Trie = {}
     for word in words:
-        units = _units(word)
+        units = _units(word.lower())
         if not units:
             raise ValueError("a word must have visible characters")
         node = trie
@@ -43,9 +46,9 @@ def _units(word: str) -> list[str]:
         return []
     first, last = pieces[0][0], pieces[-1][-1]
     if _has_edge(first):
-        units.insert(0, r"(?<!\w)")
+        units.insert(0, r"\b" if regex.match(r"\w", first) else r"(?<!\w)")
     if _has_edge(last):
-        units.append(r"(?!\w)")
+        units.append(r"\b" if regex.match(r"\w", last) else r"(?!\w)")
     return units
 
 
@@ -55,7 +58,8 @@ def _has_edge(char: str) -> bool:
 
 def _alternation(trie: Trie) -> str:
     """The longest words first, so that of two words of which one begins the other the longer is found."""
-    branches = [f"{unit}{_alternation(rest)}" for unit, rest in trie.items() if unit]
+    units = sorted((unit for unit in trie if unit), key=lambda unit: unit in _EDGES)
+    branches = [f"{unit}{_alternation(trie[unit])}" for unit in units]
     if not branches:
         return ""
     body = branches[0] if len(branches) == 1 and "" not in trie else f"(?:{'|'.join(branches)})"
