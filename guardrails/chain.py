@@ -188,6 +188,11 @@ class _Look:
         action = max((finding.action for finding in self.findings), default=Action.ALLOW)
         return max(action, self.guard.on_error) if self.failure else action
 
+    @property
+    def cache_name(self) -> str:
+        """The guard and what runs for it: an alias may move, but a servable's name holds a digest."""
+        return "|".join([self.guard.name, *sorted(self.guard.servables)])
+
     def recall(self, seen: Seen) -> None:
         self.findings, self.scores = list(seen.findings), dict(seen.scores)
         self.state, self.cached = "finished", True
@@ -272,7 +277,7 @@ class _Bench:
         """Whether something is withheld."""
         cache = self._cache
         for look in looks:
-            seen = None if cache is None or look.key is None else cache.get(look.key, look.guard.name)
+            seen = None if cache is None or look.key is None else cache.get(look.key, look.cache_name)
             if seen is not None:
                 look.recall(seen)
         fresh = [look for look in looks if not look.cached]
@@ -283,7 +288,7 @@ class _Bench:
             sure = await self._run_jobs(fresh, early_exit) or sure
         for look in fresh:
             if cache is not None and look.key is not None and look.state == "finished":
-                cache.put(look.key, look.guard.name, Seen(tuple(look.findings), dict(look.scores)))
+                cache.put(look.key, look.cache_name, Seen(tuple(look.findings), dict(look.scores)))
         return sure
 
     async def _scan(self, looks: Sequence[_Look], early_exit: bool) -> bool:

@@ -172,10 +172,12 @@ class PolicyLibrary:
         check: Check | None = None,
         model: ModelRef | None = None,
         shipped: Path | None = SHIPPED,
+        strict: bool = True,
     ) -> None:
         """Loads everything; raises `PolicyError` with all that is wrong in all files.
 
-        model: what answers under the shipped policies, in place of the checkpoint that they name.
+        model:  what answers under the shipped policies, in place of the checkpoint that they name.
+        strict: False leaves out what is wrong, for those who look at one policy and don't serve.
         """
         self._shipped = shipped
         self._folders = [*([shipped] if shipped else []), *map(Path, dirs)]
@@ -185,7 +187,7 @@ class PolicyLibrary:
         self._policies: Mapping[str, LoadedPolicy] = MappingProxyType({})
         self._seen: Fingerprint = ()
         outcome = self.reload()
-        if outcome.faults:
+        if outcome.faults and strict:
             raise PolicyError(outcome.faults)
 
     def get(self, name: str) -> LoadedPolicy:
