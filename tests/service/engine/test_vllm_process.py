@@ -18,10 +18,20 @@ from typing import Any
 
 import pytest
 
-from service.engine import Engine, Interrupted, Unavailable, UpstreamError, VllmConfig, VllmFailed
+from service.engine import (
+    Engine,
+    Interrupted,
+    Unavailable,
+    UpstreamConfig,
+    UpstreamError,
+    UpstreamStatusError,
+    VllmConfig,
+    VllmFailed,
+)
 from service.engine.observer import NullObserver
 from service.engine.vllm_process import ManagedVllm
-from tests.fakes import vllm_server
+from tests.fakes import vllm_server as stand_in
+from tests.fixtures_vllm import VllmServer
 
 PATH = "/v1/chat/completions"
 SECRET = "Secret-Prompt-Words"
@@ -39,7 +49,7 @@ class States(NullObserver):
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., ManagedVllm]:
     """Makes children that run the stand-in."""
-    environment = vllm_server.install(tmp_path / "path")
+    environment = stand_in.install(tmp_path / "path")
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")
@@ -287,7 +297,7 @@ async def test_its_engine_ends_when_only_the_server_was_killed(
 
 
 async def test_nothing_outlives_a_gateway_that_was_killed(tmp_path: Path) -> None:
-    environment = vllm_server.install(tmp_path / "path")
+    environment = stand_in.install(tmp_path / "path")
     environment.update(FAKE_VLLM="engine-process,ignore-term", FAKE_VLLM_STATE=str(tmp_path / "state"))
     (tmp_path / "config.json").write_text("{}")
     gateway = textwrap.dedent(f"""
@@ -417,6 +427,31 @@ async def test_real_vllm_dies_in_mid_stream_and_comes_back(vllm_checkpoint: Path
     finally:
         await engine.aclose(drain=5)
     await until(lambda: not _group_members(group))
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(900)
+async def test_real_vllm_answers_who_has_its_key(vllm_server: VllmServer) -> None:
+    upstream = UpstreamConfig("vllm", vllm_server.base_url, api_key=vllm_server.api_key)
+    stranger = UpstreamConfig("stranger", vllm_server.base_url, api_key="guess")
+    body = json.dumps(
+        {"model": vllm_server.model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 5}
+    ).encode()
+    engine, other = Engine([upstream]), Engine([stranger])
+    await engine.start()
+    await other.start()
+    reply = json.loads((await engine.complete(PATH, body)).body)
+    assert reply["usage"]["completion_tokens"] <= 5
+    with pytest.raises(UpstreamStatusError) as caught:
+        await other.complete(PATH, body)
+    assert caught.value.status == 401
+    wrong = body.replace(b'"max_tokens": 5', b'"max_tokens": -5')
+    with pytest.raises(UpstreamStatusError) as caught:
+        await engine.complete(PATH, wrong)
+    assert caught.value.status == 400
+    assert "max_tokens" in json.loads(caught.value.body)["error"]["message"]
+    await engine.aclose()
+    await other.aclose()
 
 
 async def _until_idle(engine: Engine, seconds: float = 10) -> None:
