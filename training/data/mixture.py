@@ -30,7 +30,7 @@ STARTER = DataSource(
 
 
 class SourceConfig(Config):
-    """One data file. `path` is relative to the data root; `share` of its conversations are taken.
+    """One data file. `path` is relative to the data root; `share` of its conversations are trained on.
 
     `max_rare_share` drops conversations with more than this share of words that are rare in the file.
     """
@@ -81,7 +81,7 @@ def load_mixture(config: MixtureConfig, root: Path, seed: int) -> Mixture:
         path = resolve_source(root, source.path)
         digest = file_digest(path)
         data.append(DataSource(path=source.path, origin=source.origin, licence=source.licence, sha256=digest))
-        kept, line = _read_source(source, path, chance)
+        kept, line = _read_source(source, path, chance, config.held_out)
         report.append(line)
         for conversation in kept:
             if is_held_out(conversation, config.held_out):
@@ -121,7 +121,9 @@ def is_held_out(conversation: Conversation, share: float) -> bool:
     return bucket < share * 2**64
 
 
-def _read_source(source: SourceConfig, path: Path, chance: random.Random) -> tuple[list[Conversation], str]:
+def _read_source(
+    source: SourceConfig, path: Path, chance: random.Random, held_out: float
+) -> tuple[list[Conversation], str]:
     skipped: list[DataError] = []
     candidates: list[Conversation] = []
     total = 0
@@ -140,7 +142,8 @@ def _read_source(source: SourceConfig, path: Path, chance: random.Random) -> tup
     if source.max_rare_share is not None:
         rare = rare_words(candidates)
         candidates = [c for c in candidates if rare_share(c, rare) <= source.max_rare_share]
-    kept = [c for c in candidates if source.share == 1 or chance.random() < source.share]
+    share = source.share
+    kept = [c for c in candidates if share == 1 or chance.random() < share or is_held_out(c, held_out)]
     line = f"{source.path}: {len(kept)} of {total} conversations kept, {len(skipped)} rows unreadable"
     return kept, line
 
