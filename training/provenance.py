@@ -7,6 +7,7 @@ record, so that a checkpoint names everything its weights have seen.
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 from pydantic import JsonValue, ValidationError
@@ -16,6 +17,7 @@ from training.config import Config
 from training.errors import TrainingError
 
 RECORD_NAME = "record.json"
+_OURS = ("training.", "policies.")
 
 
 class RunRecord(Config):
@@ -55,11 +57,12 @@ class RunRecord(Config):
 
 
 def code_revision() -> str:
-    """The commit of this code, with `+changes` where training or manifest code differs from it."""
+    """The commit of this code, with `+changes` where a module in use differs from it."""
     root = Path(__file__).parent.parent
+    files = [module.__file__ for name, module in sorted(sys.modules.items()) if name.startswith(_OURS)]
     try:
         revision = _git(root, "rev-parse", "HEAD")
-        changed = _git(root, "status", "--porcelain", "--", "training", "policies/manifest.py")
+        changed = _git(root, "status", "--porcelain", "--", *(file for file in files if file))
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return revision + ("+changes" if changed else "")
