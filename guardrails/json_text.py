@@ -101,7 +101,7 @@ class JsonText:
     def pieces(self, view_start: int, view_end: int) -> Iterator[Piece]:
         """What stands for `view[view_start:view_end]`; nothing for what lies between values."""
         for token in self._tokens[bisect_right(self._view_ends, view_start) :]:
-            if token.view_start >= view_end:
+            if token.view_start >= view_end or view_start >= view_end:
                 return
             if token.view_start < token.view_end:
                 yield token.piece(max(view_start, token.view_start), min(view_end, token.view_end))
@@ -109,7 +109,7 @@ class JsonText:
     def raw_pieces(self, start: int, end: int) -> Iterator[Piece]:
         """The parts of `raw[start:end]` that may be replaced."""
         for token in self._tokens[bisect_right(self._ends, start) :]:
-            if token.start >= end:
+            if token.start >= end or start >= end:
                 return
             if token.start < token.end:
                 yield token.raw_piece(max(start, token.start), min(end, token.end))
