@@ -11,7 +11,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from guardrails import classifier as backends
 from guardrails.build import GuardEnvironment
+from guardrails.in_context import InContext
 from guardrails.servable import ServableSpec
 from policies.errors import Problem
 from policies.manifest import CheckpointError
@@ -37,9 +39,9 @@ def classifier(model: str | DetoxifyRef, env: GuardEnvironment) -> ServableSpec:
         name = config.pop("detoxify", None)
         label = name or f"{model.sha256}"[:16]
         settings = {"name": name} if name else config
-        return ServableSpec(f"detoxify:{label}", "guardrails.classifier:serve_detoxify", settings, cache=True)
+        return ServableSpec(f"detoxify:{label}", "guardrails.models:serve_detoxify", settings, cache=True)
     if is_path(model):
-        return _folder("classifier", model, "guardrails.classifier:serve_transformers")
+        return _folder("classifier", model, "guardrails.models:serve_transformers")
     return _checkpoint(model, env)
 
 
@@ -89,14 +91,22 @@ def labels(model: str | DetoxifyRef, env: GuardEnvironment) -> frozenset[str]:
         return frozenset()
 
 
-def serve_checkpoint(root: str, ref: str) -> object:
+def serve_checkpoint(root: str, ref: str) -> InContext:
     """The factory for a checkpoint of the registry in folder `root`: every byte is verified, then loaded."""
-    from guardrails.classifier import serve_onnx
-
     registry = Registry(root)
     checkpoint = registry.resolve(ref)
     registry.verify(checkpoint)
-    return serve_onnx(str(checkpoint.path))
+    return InContext(backends.serve_onnx(str(checkpoint.path)))
+
+
+def serve_transformers(folder: str) -> InContext:
+    """The factory for a transformers folder."""
+    return InContext(backends.serve_transformers(folder))
+
+
+def serve_detoxify(**reference: str) -> InContext:
+    """The factory for a Detoxify model: `name`, or `path` and `sha256`."""
+    return InContext(backends.serve_detoxify(**reference))
 
 
 def _checkpoint(name: str, env: GuardEnvironment) -> ServableSpec:

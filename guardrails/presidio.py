@@ -12,9 +12,7 @@ the tokenizer behind the context words is spaCy's blank pipeline of the language
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,23 +21,12 @@ import tldextract.tldextract
 from phonenumbers import phonenumberutil
 from phonenumbers.phonemetadata import PhoneMetadata
 
+from guardrails.imports import without
 from guardrails.pii_wire import CandidatePattern, Cluster, Found
 
-
-@contextmanager
-def without(*packages: str) -> Iterator[None]:
-    """Import as if `packages` weren't installed."""
-    hidden = [package for package in packages if package not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: what the import system calls absent
-    try:
-        yield
-    finally:
-        for package in hidden:
-            del sys.modules[package]
-
-
 # Presidio and spaCy import these where they find them and do without otherwise: 12 seconds and 400 MiB.
-with without("torch", "transformers"):
+_LARGE = ("torch", "transformers")
+with without(*_LARGE):
     import presidio_analyzer.predefined_recognizers as predefined
     import spacy
     from presidio_analyzer import (
@@ -140,7 +127,8 @@ class PresidioServable:
         self._recognizers = list(recognizers())
         self._rules = [rule for recognizer in self._recognizers for rule in _Rule.of(recognizer)]
         self._language = language
-        nlp = spacy.blank(language)
+        with without(*_LARGE):  # spaCy imports what has registered itself with it
+            nlp = spacy.blank(language)
         nlp.add_pipe("keel_lower_lemmas")
         self._engine = SpacyNlpEngine(models=[{"lang_code": language, "model_name": "blank"}])
         self._engine.nlp = {language: nlp}  # type: ignore[assignment]  # declared None until `load`

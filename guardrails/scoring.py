@@ -9,7 +9,7 @@ from guardrails import models
 from guardrails.build import GuardEnvironment
 from guardrails.classifier import Output
 from guardrails.guard import Answer, Context, Job, Scope, Step
-from guardrails.normalize import charwise
+from guardrails.in_context import Excerpt
 from guardrails.remedy import Remedy
 from guardrails.servable import ServableSpec
 from guardrails.verdict import Action, Finding
@@ -91,17 +91,17 @@ class ScoreExamination:
             judgement = guard.judge(output.scores)
             return Answer(list(self._findings(judgement.flagged, start, end, text)), judgement.scores)
 
-        for reading in readings(window.text):
-            yield Job(start, end, guard.servable.name, reading, read)
+        for excerpt in readings(window):
+            yield Job(start, end, guard.servable.name, excerpt, read)
 
     def _findings(self, flagged: Mapping[str, float], start: int, end: int, text: str) -> Iterable[Finding]:
         for entity_type, score in flagged.items():
             yield self._guard.remedy.finding(self._guard.name, entity_type, start, end, score, text)
 
 
-def readings(text: str) -> list[str]:
+def readings(window: Window) -> list[Excerpt]:
     """The different ways to read a window, the plainest first."""
-    return [charwise(text).text]
+    return [window.excerpt]
 
 
 def score_guard(spec: ClassifierBase, env: GuardEnvironment, judge: Judge) -> ScoreGuard:

@@ -14,6 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from guardrails.guard import Context
+from guardrails.in_context import Excerpt
+from guardrails.normalize import charwise
 from guardrails.segments import Segmenter
 
 # In characters. Short sentences are joined, and ten words before them are shown: half a classifier's time
@@ -26,12 +28,22 @@ WHOLE_OVERLAP = 200
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """`text` is the examined text's `[left, left + len(text))`; its score counts for `[start, end)`."""
+    """`text` is the examined text's `[left, left + len(text))`; its score counts for `[start, end)`.
+
+    `context` says that what is before `start` is there to be understood by, and not to be scored.
+    """
 
     start: int
     end: int
     left: int
     text: str
+    context: bool
+
+    @property
+    def excerpt(self) -> Excerpt:
+        """What a classifier is asked: the window in its normal form."""
+        before = len(charwise(self.text[: self.start - self.left]).text) if self.context else 0
+        return Excerpt(charwise(self.text).text, before)
 
 
 class Windows:
@@ -58,7 +70,7 @@ class Windows:
 
 def _segment(text: str, start: int, end: int) -> Window:
     left = word_start(text, start - SEGMENT_CONTEXT, start)
-    return Window(start, end, left, text[left:end])
+    return Window(start, end, left, text[left:end], context=True)
 
 
 def _whole(text: str) -> list[Window]:
@@ -71,7 +83,7 @@ def _whole(text: str) -> list[Window]:
             end = word_start(text, start + WHOLE_PIECE, start + WHOLE_PIECE + WHOLE_OVERLAP)
         left = word_start(text, start - WHOLE_OVERLAP, start)
         right = min(len(text), end + WHOLE_OVERLAP)
-        windows.append(Window(start, end, left, text[left:right]))
+        windows.append(Window(start, end, left, text[left:right], context=False))
         start = end
     return windows
 

@@ -201,7 +201,7 @@ class PiiExamination:
             return self._answer(text, self._names(output, window, normal, text))
 
         servable = guard.names.name if guard.names else ""
-        return Job(window.start, window.end, servable, normal.text, read)
+        return Job(window.start, window.end, servable, window.excerpt, read)
 
     def _names(self, output: Output, window: Window, normal: Normalized, text: str) -> Iterator[Value]:
         """The model's entities that begin or reach into the window's own piece, in the text's offsets."""

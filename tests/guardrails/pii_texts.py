@@ -36,15 +36,16 @@ _LEADS = (
 )
 
 
+_SURROUNDINGS = ["{}", "{}", "({})", "<{}>", "{},", "{}.", "'{}'", "x{}", "{}y", "[{}]"]
+
+
 def _digits(random: Random, count: int) -> str:
     return "".join(random.choice("0123456789") for _ in range(count))
 
 
 def email(random: Random) -> str:
-    user = random.choice(["jane.doe", "j_smith", "info", "o'brien", "x+tag", "a", "Max-Muster", "étienne"])
-    host = random.choice(
-        ["example.com", "mail.example.co.uk", "xn--80ak6aa92e.com", "corp.internal", "x.org"]
-    )
+    user = random.choice("jane.doe j_smith info o'brien x+tag a Max-Muster étienne".split())
+    host = random.choice("example.com mail.example.co.uk xn--80ak6aa92e.com corp.internal x.org".split())
     return f"{user}@{host}"
 
 

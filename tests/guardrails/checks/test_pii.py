@@ -27,6 +27,8 @@ from tests.guardrails.conftest import Workers
 
 pytestmark = pytest.mark.xdist_group("guard-workers")
 PATTERNS_ONLY = tuple(sorted(set(DEFAULT) - NAMED))
+ADDITIONS = ["Maria Gonzalez", "\u200b", "’", "Berlin", "é", "4111", "@", "."]
+PIECES = [*"a bc bc1 4 078-05-1121 - . : :: ( + @ x@y.de DE89 é / # _".split(), " ", "\n", "3704 0044"]
 PROSE = (
     "Well, I think that the capital of France is Paris, which lies on the river Seine. It is known for its "
     "museums; the most famous of them is the Louvre. You might also enjoy a long walk in the evening!\n"
@@ -113,9 +115,7 @@ class TestStreaming:
     @settings(max_examples=150)
     @given(
         st.integers(0, 10_000),
-        st.lists(
-            st.sampled_from(["Maria Gonzalez", "\u200b", "’", "Berlin", "é", "4111", "@", "."]), max_size=3
-        ),
+        st.lists(st.sampled_from(ADDITIONS), max_size=3),
         st.lists(st.floats(0, 1), max_size=12),
         st.randoms(use_true_random=False),
     )
@@ -147,31 +147,9 @@ class TestStreaming:
 
     @given(st.data())
     @settings(max_examples=60)
-    def test_prose_that_is_not_searched_could_hold_nothing(
-        self, workers: Workers, data: st.DataObject
-    ) -> None:
+    def test_prose_that_is_not_searched_holds_nothing(self, workers: Workers, data: st.DataObject) -> None:
         """`QUICK` is a claim about Presidio's expressions: with and without it the same groups are found."""
-        pieces = [
-            "a",
-            "bc",
-            "bc1",
-            "4",
-            "078-05-1121",
-            "-",
-            " ",
-            ".",
-            ":",
-            "::",
-            "(",
-            "+",
-            "@",
-            "x@y.de",
-            "DE89",
-            "\n",
-        ]
-        text = "".join(
-            data.draw(st.lists(st.sampled_from([*pieces, "3704 0044", "é", "/", "#", "_"]), max_size=14))
-        )
+        text = "".join(data.draw(st.lists(st.sampled_from(PIECES), max_size=14)))
         patterns, after = quick_patterns(workers)
         cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=6)) | {len(text)})
         groups: list[list[Any]] = [[], []]
@@ -264,7 +242,7 @@ class TestDisguises:
             ("mail ja\u200bne@exam\u200bple.com now", "mail <EMAIL_ADDRESS> now"),
             ("mail ｊａｎｅ＠ｅｘａｍｐｌｅ．ｃｏｍ now", "mail <EMAIL_ADDRESS> now"),
             ("card 4111\u00a01111\u20111111\u20111111 ok", "card <CREDIT_CARD> ok"),
-            ("ssn 123\u201145\u20116789.", "ssn <US_SSN>."),
+            ("ssn 078\u201105\u20111121.", "ssn <US_SSN>."),
             ("see(jane@example.com)there", "see(<EMAIL_ADDRESS>)there"),
             ("почта иван@пример.рф тут", "почта <EMAIL_ADDRESS> тут"),
         ],
@@ -275,13 +253,12 @@ class TestDisguises:
 
 class TestNames:
     def test_the_embedded_checkpoint_finds_people_and_places(self, workers: Workers) -> None:
-        text = "Please write to Maria Gonzalez, who lives in Berlin with her sister."
+        text = "Please write to Maria Gonzalez, who lives in Berlin with her mother."
         assert (
-            moderated(workers, text) == "Please write to <PERSON>, who lives in <LOCATION> with her sister."
+            moderated(workers, text) == "Please write to <PERSON>, who lives in <LOCATION> with her mother."
         )
-        assert moderated(workers, text, stage="input", entities=("PERSON",)).startswith(
-            "Please write to <PERSON>,"
-        )
+        people = moderated(workers, text, stage="input", entities=("PERSON",))
+        assert people == "Please write to <PERSON>, who lives in Berlin with her mother."
         assert moderated(workers, text, ner="none") == text
 
     @pytest.mark.parametrize(
@@ -307,10 +284,9 @@ class TestNames:
         text = "A first sentence that is long enough to stand by itself, really. Then Ana came in."
         first, second = (j for j in checked.examine(Context()).advance(text, True).jobs)
         assert (first.end, second.end) == (second.start, len(text))
-        at = second.payload.index("Ana")
-        answer = second.read(
-            Output(entities=(Entity("PERSON", 0, 5, 0.9), Entity("PERSON", at, at + 3, 0.9)))
-        )
+        at = second.payload.text.index("Ana")
+        before, within = Entity("PERSON", 0, 5, 0.9), Entity("PERSON", at, at + 3, 0.9)
+        answer = second.read(Output(entities=(before, within)))
         assert [(text[f.start : f.end]) for f in answer.findings] == ["Ana"]
         assert second.read(Output(entities=(Entity("PERSON", at, at + 300, 0.9),))).findings == []
 
@@ -370,14 +346,13 @@ assert "torch" not in sys.modules and "transformers" not in sys.modules
         place = next(i for i, c in enumerate(servable.describe()) if c.entity_type == "EMAIL_ADDRESS")
 
         def judge(word: str) -> None:
-            servable.predict(
-                [Cluster(f"{word}xyz {word}abc a@example.com", (Candidate(place, 14, 27),), 0.0)]
-            )
+            window = f"{word}xyz {word}abc a@example.com"
+            servable.predict([Cluster(window, (Candidate(place, 18, 31),), 0.0)])
 
         judge("first")
         before = len(servable._nlp.vocab), len(servable._nlp.vocab.strings)
         for index in range(50):
-            judge(f"{index:05}")
+            judge(f"w{index:04}")
         assert (len(servable._nlp.vocab), len(servable._nlp.vocab.strings)) == before
 
 
