@@ -237,5 +237,7 @@ def test_prometheus_scrapes_what_compose_runs() -> None:
     scrape = yaml.safe_load((ROOT / "monitoring/prometheus/prometheus.yml").read_text())
     targets = [t for job in scrape["scrape_configs"] for c in job["static_configs"] for t in c["targets"]]
     assert {target.split(":")[0] for target in targets} <= services.keys()
+    keel = next(job for job in scrape["scrape_configs"] if job["job_name"] == "keel")
+    assert keel["authorization"]["credentials_file"] in services["prometheus"]["command"][0]
     exposed = re.findall(r"^EXPOSE (\d+)$", _dockerfile(), re.MULTILINE)
     assert {target.split(":")[1] for target in targets} == set(exposed)
