@@ -15,7 +15,6 @@ import contextlib
 import os
 import secrets
 import signal
-import socket
 from collections.abc import Callable
 from typing import Final
 
@@ -25,6 +24,7 @@ from service.engine.client import UpstreamClient
 from service.engine.config import TimeLimits, UpstreamConfig
 from service.engine.errors import UpstreamError, UpstreamStatusError
 from service.engine.observer import ChildState, EngineObserver, NullObserver
+from service.engine.ports import free_port, listens
 from service.engine.vllm_command import VllmConfig, command, environment, warden
 from service.engine.vllm_logs import LogCapture, phase_of
 
@@ -136,7 +136,7 @@ class ManagedVllm:
             await self._changed.wait_for(
                 lambda: self.ready or self.state in ("failed", "stopping", "stopped")
             )
-        if not self.ready:
+        if self.state in ("failed", "stopping", "stopped"):
             raise VllmFailed(self.failure or f"vLLM for {self.name!r} is {self.state}")
 
     async def stop(self) -> None:
@@ -199,7 +199,7 @@ class ManagedVllm:
     async def _start_on_a_free_port(self) -> asyncio.subprocess.Process:
         for attempt in range(1, _PORT_ATTEMPTS + 1):
             self._logs.clear()
-            self.port = _free_port()
+            self.port = free_port()
             self._phase = "importing vLLM"
             self._on_phase(self._phase)
             process = await self._spawn()
@@ -246,7 +246,8 @@ class ManagedVllm:
         await probe.open()
         try:
             async with asyncio.timeout(self.config.start_seconds):
-                while not await self._is_healthy(probe):
+                # Whoever took the port before vLLM could would answer too, and be given key and prompts.
+                while not (await self._is_healthy(probe) and listens(process.pid, self.port)):
                     if not self._alive():
                         code = await process.wait()
                         await self._last_words()
@@ -381,13 +382,6 @@ class ManagedVllm:
     def _describe(self, what: str) -> str:
         lines = "\n  ".join(self._logs.last()) or "(none)"
         return f"vLLM for {self.name!r} ({self.config.model}) {what}. Its last lines of output:\n  {lines}"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def _exit(code: int) -> str:

@@ -27,10 +27,13 @@ from service.engine import (
     UpstreamStatusError,
     VllmConfig,
     VllmFailed,
+    vllm_process,
 )
 from service.engine.observer import NullObserver
+from service.engine.ports import free_port
 from service.engine.vllm_process import ManagedVllm
 from tests.fakes import vllm_server as stand_in
+from tests.fakes.upstream import FakeUpstream
 from tests.fixtures_vllm import VllmServer
 
 PATH = "/v1/chat/completions"
@@ -169,6 +172,21 @@ async def test_a_port_that_was_taken_meanwhile_is_no_failure(make: Callable[...,
         await engine.wait_ready(20)
         assert child.restarts == 0
         assert await words(engine)
+
+
+async def test_a_stranger_on_its_port_is_not_taken_for_it(
+    make: Callable[..., ManagedVllm], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with FakeUpstream() as stranger:
+        ports = iter([stranger.port])
+        monkeypatch.setattr(vllm_process, "free_port", lambda: next(ports, None) or free_port())
+        child = make()
+        async with running(child) as engine:
+            await engine.wait_ready(20)
+            assert child.port != stranger.port
+            assert child.restarts == 0
+            assert await words(engine)
+        assert {request.path for request in stranger.requests} == {"/health"}
 
 
 # Dying
