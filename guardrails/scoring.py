@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from guardrails import models
 from guardrails.build import GuardEnvironment
@@ -13,6 +14,7 @@ from guardrails.in_context import Excerpt
 from guardrails.remedy import Remedy
 from guardrails.servable import ServableSpec
 from guardrails.verdict import Action, Finding
+from guardrails.views import views
 from guardrails.windows import Window, Windows
 from policies.spec import ClassifierBase
 
@@ -100,8 +102,15 @@ class ScoreExamination:
 
 
 def readings(window: Window) -> list[Excerpt]:
-    """The different ways to read a window, the plainest first."""
-    return [window.excerpt]
+    """The different ways to read a window: as it stands, then what disguises hide in it."""
+    scored = window.text[window.start - window.left :] if window.context else window.text
+    return [window.excerpt, *map(Excerpt, _disguised(scored))]
+
+
+@lru_cache(maxsize=16)
+def _disguised(text: str) -> tuple[str, ...]:
+    """What disguises hide in `text`. Remembered for as long as the guards of one text take to ask."""
+    return tuple(view.text for view in views(text)[1:MAX_VIEWS])
 
 
 def score_guard(spec: ClassifierBase, env: GuardEnvironment, judge: Judge) -> ScoreGuard:
