@@ -55,10 +55,12 @@ def new_model(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, seed: int
 
 
 def read_model(place: Path) -> LlamaForCausalLM:
-    """The model in folder `place`, in float32."""
+    """The model in folder `place`, in float32, with its sampling defaults."""
     model = LlamaForCausalLM(LlamaConfig.from_pretrained(place))  # type: ignore[no-untyped-call]
     tensors = {name: tensor.float() for name, tensor in load_file(place / "model.safetensors").items()}
     load_parameters(model, tensors, place)
+    if (place / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(place)
     return model
 
 

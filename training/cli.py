@@ -31,6 +31,7 @@ COMMANDS: dict[str, Command] = {
     "sft": Command("training.methods.sft:main", "supervised fine-tuning, also from scratch"),
     "classifier": Command("training.methods.classifier:main", "fine-tune an encoder as a text classifier"),
     "evaluate": Command("training.evaluate.cli:main", "measure a checkpoint on held-out data"),
+    "sample": Command("training.sample:main", "print a chat checkpoint's replies, to be read"),
     "publish": Command("training.publish:main", "verify a finished run and place it into checkpoints/"),
 }
 
