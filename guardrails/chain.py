@@ -25,7 +25,7 @@ from guardrails.verdict_cache import Seen, VerdictCache, content_key
 
 logger = structlog.get_logger(__name__)
 
-LOOP_CHARACTERS = 8_000
+LOOP_CHARACTERS = 2_500
 """Characters times guards that are scanned on the event loop in one go; more than that goes to a thread."""
 
 HASH_CHARACTERS = 200_000
@@ -201,24 +201,26 @@ class _Look:
         """What runs in the gateway: may be called in a thread."""
         started = time.perf_counter()
         try:
-            step = self.guard.examine(self.part.context).advance(self.part.text, True)
+            self.add(self.guard.examine(self.part.context).advance(self.part.text, True))
+        except JobError as error:
+            self.fail(error.reason, error)
         except Exception as error:
             self.fail("failed", error)
         else:
-            self.add(step)
-            self.jobs = list(step.jobs)
             self.state = "skipped" if self.jobs else "finished"
         self.ms = (time.perf_counter() - started) * 1000
 
     def add(self, answer: Answer | Step) -> None:
         self.findings += answer.findings
+        if isinstance(answer, Step):
+            self.jobs += answer.jobs
         for category, score in answer.scores.items():
             self.scores[category] = max(score, self.scores.get(category, 0.0))
 
     def fail(self, reason: str, error: BaseException) -> None:
         # The type only: an exception's message may quote the text that it stumbled over.
         logger.warning("guard_failed", guard=self.guard.name, reason=reason, error=type(error).__name__)
-        self.state, self.failure = "failed", reason
+        self.state, self.failure, self.jobs = "failed", reason, []
 
     def report(self) -> GuardReport:
         scores = [*self.scores.values(), *(finding.score for finding in self.findings)]

@@ -59,7 +59,8 @@ class _WordExamination:
     guard: WordGuard
 
     def advance(self, text: str, final: bool) -> Step:
-        assert final
+        if not final:
+            return Step(0)
         if self.guard.servable is None:
             answer = self.guard.answer(text)
             return Step(len(text), answer.findings, answer.scores)
