@@ -1,4 +1,4 @@
-"""What all tests share: hypothesis profiles, the grouping of tests that share a vLLM, missing servers."""
+"""What all tests share: hypothesis profiles, one group for the tests that share a vLLM, missing servers."""
 
 from __future__ import annotations
 
@@ -46,11 +46,3 @@ def _missing_servers(item: pytest.Item) -> list[str]:
 def _program(name: str) -> str | None:
     """Debian keeps servers in sbin, which is on root's PATH only."""
     return shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
-
-
-def pytest_report_header() -> list[str]:
-    missing = sorted(name for name in SERVERS if not _program(name))
-    if not missing:
-        return []
-    packages = " ".join(sorted({SERVERS[name] for name in missing}))
-    return [f"not installed: {', '.join(missing)}; their tests are skipped (apt-get install {packages})"]

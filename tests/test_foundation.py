@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -162,6 +163,36 @@ def test_ci_calls_the_same_commands_as_a_person() -> None:
     assert "make check" in script
     assert "make test" in script
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
+
+
+def test_a_test_whose_server_is_missing_is_skipped_and_says_how_to_get_it(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text((ROOT / "tests" / "conftest.py").read_text())
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\n"
+        "@pytest.mark.servers('sh', 'no-such-server')\ndef test_missing(): assert False\n"
+        "@pytest.mark.servers('sh')\ndef test_present(): pass\n"
+    )
+    run = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-rs",
+            "-p",
+            "no:cacheprovider",
+            "-o",
+            "markers=servers",
+            tmp_path,
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "1 passed, 1 skipped" in run.stdout
+    assert "needs no-such-server: apt-get install no-such-server" in run.stdout
 
 
 # ---- doors -----------------------------------------------------------------------------------------------
