@@ -13,8 +13,9 @@ one character and then doesn't mind:
 Where nothing has been consumed yet the first needs no probe: a walk that starts at the end of the text
 holds nothing back anyway.
 
-The hold form ends with an assertion that always fails, so that the search visits every walk from every
-start: the first start with a partial match is the first one that future text can still change.
+The *watching* form adds an empty group and then wants the whole rest of the text and a character more. So
+it always ends in a partial match: at the first start whose walk either gets to a match (then the group is
+set: this match is certain) or before that to the end of the text (then it isn't: all is still open).
 
 Only constructs whose behaviour at the end of a text is known are let through; the others are refused with
 a message that says what to write instead. `tests/guardrails/test_scan.py` compares the result with
@@ -29,7 +30,7 @@ from dataclasses import dataclass, field
 _PROBE = "(?=(?s:.)|)"
 # `$` also looks past a last newline: "x\n" ends a line for it, "x\ny" does not.
 _PROBE_PAST_NEWLINE = r"(?=\n?+(?s:.)|)"
-_NEVER = "(?!)"
+_MATCHED = r"()(?s:.*+)(?s:.)"
 
 _GLOBAL_FLAGS = re.compile(r"\(\?([a-zA-Z0-9]+)\)")
 _SCOPED_FLAGS = re.compile(r"\(\?([a-zA-Z]*)(?:-([a-zA-Z]+))?:")
@@ -291,10 +292,14 @@ class Expression:
         return f"(?{self.flags}){self.body}" if self.flags else self.body
 
     @property
-    def holding(self) -> str:
-        """Matches nothing; searched with `partial=True` it finds the first start still open to change."""
-        flags = f"(?{self.flags})" if self.flags else ""
-        return f"{flags}(?:{self.hold}){_NEVER}"
+    def watching(self) -> str:
+        """See `watching`, for this expression."""
+        return watching(self.hold, self.flags)
+
+
+def watching(hold: str, flags: str = "") -> str:
+    """The watching form of a hold form: to be searched with `partial=True`."""
+    return f"(?{flags})(?:{hold}){_MATCHED}" if flags else f"(?:{hold}){_MATCHED}"
 
 
 def analyse(source: str) -> Expression:

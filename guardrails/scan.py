@@ -11,11 +11,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import regex
 
-from guardrails.expressions import Expression, PatternError, analyse
+from guardrails.expressions import Expression, PatternError, analyse, watching
 from guardrails.guard import JobError
 
 __all__ = ["Match", "PatternError", "PatternSet", "Scanner", "StreamPattern"]
@@ -42,7 +42,7 @@ class StreamPattern:
     name: str
     expression: Expression = field(repr=False)
     plain: regex.Pattern[str] = field(repr=False)
-    holding: regex.Pattern[str] = field(repr=False)
+    watching: regex.Pattern[str] = field(repr=False)
 
     @classmethod
     def compile(cls, source: str, name: str) -> StreamPattern:
@@ -52,7 +52,9 @@ class StreamPattern:
         be decided on a growing text.
         """
         expression = analyse(source)
-        return cls(name, expression, _compile(expression.plain, source), _compile(expression.holding, source))
+        return cls(
+            name, expression, _compile(expression.plain, source), _compile(expression.watching, source)
+        )
 
 
 def _compile(expression: str, source: str) -> regex.Pattern[str]:
@@ -71,20 +73,20 @@ class PatternSet:
         self.patterns = tuple(patterns)
         self._joint = self._join()
 
-    def _join(self) -> tuple[Any, Any] | None:
-        """One search for all: its plain and hold forms, where the expressions can be joined."""
+    def _join(self) -> regex.Pattern[str] | None:
+        """One watching form for all, where the expressions can be joined."""
         if len(self.patterns) == 1:
-            return self.patterns[0].plain.search, self.patterns[0].holding.search
+            return self.patterns[0].watching
         expressions = [pattern.expression for pattern in self.patterns]
         # Joined, group numbers would shift; and flags that can't be scoped would reach all.
         if not expressions or any(e.refers_to_groups or set(e.flags) & set("aux") for e in expressions):
             return None
-        plain = "|".join(f"(?{e.flags}:{_unnamed(e.body)})" for e in expressions)
-        hold = "|".join(f"(?{e.flags}:{_unnamed(e.hold)})" for e in expressions)
-        return regex.compile(plain).search, regex.compile(f"(?:{hold})(?!)").search
+        either = "|".join(f"(?{e.flags}:{_unnamed(e.hold)})" for e in expressions)
+        return regex.compile(watching(either), regex.VERSION0)
 
     @property
-    def joint(self) -> tuple[Any, Any] | None:
+    def joint(self) -> regex.Pattern[str] | None:
+        """Watches for all patterns at once; None where that can't be."""
         return self._joint
 
 
@@ -135,15 +137,10 @@ class Scanner:
         joint, floor = self._set.joint, self._floor
         if joint is None or floor < self._furthest or len(text) - floor > _JOINT_WINDOW:
             return False
-        plain, holding = joint
-        open_end = holding(text, floor, partial=True, timeout=timeout)
-        hold = len(text) if open_end is None else open_end.start()
-        if hold == floor:
-            return True
-        match = plain(text, floor, timeout=timeout)
-        if match is not None and match.start() < hold:
+        start, end = _watch(joint, text, floor, timeout)
+        if end >= 0:
             return False
-        self._floor = hold
+        self._floor = start
         return True
 
     def _search_each(self, text: str, timeout: float) -> list[Match]:
@@ -151,20 +148,14 @@ class Scanner:
         floor = len(text)
         for index, pattern in enumerate(self._set.patterns):
             at = max(self._next[index], self._floor)
-            hold = _open_from(pattern, text, at, timeout)
-            while at < hold:
-                match = pattern.plain.search(text, at, timeout=timeout)
-                if match is None or match.start() >= hold:
+            while True:
+                start, end = _watch(pattern.watching, text, at, timeout)
+                if end < 0 or start >= len(text):
                     break
-                start, at = match.span()
-                if at > start:
-                    matches.append(Match(index, start, at))
-                else:
-                    at += 1
-                self._next[index] = at
-                if at > hold:
-                    hold = _open_from(pattern, text, at, timeout)
-            floor = min(floor, hold)
+                if end > start:
+                    matches.append(Match(index, start, end))
+                at = self._next[index] = max(end, start + 1)
+            floor = min(floor, start)
         self._furthest = max(self._next, default=0)
         self._floor = max(self._floor, floor)
         return matches
@@ -185,7 +176,10 @@ class Scanner:
         return matches
 
 
-def _open_from(pattern: StreamPattern, text: str, at: int, timeout: float) -> int:
-    """The first start from `at` on whose search future text can still change."""
-    match = pattern.holding.search(text, at, partial=True, timeout=timeout)
-    return len(text) if match is None else match.start()
+def _watch(watching: regex.Pattern[str], text: str, at: int, timeout: float) -> tuple[int, int]:
+    """The first match from `at` on that is certain, as (start, end); where before it there is a start that
+    is still open, or where there is neither, that start or the end of the text, and -1."""
+    seen = watching.search(text, at, partial=True, timeout=timeout)
+    if seen is None:
+        return len(text), -1
+    return seen.start(), seen.end(watching.groups)

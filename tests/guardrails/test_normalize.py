@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from guardrails.confusables import LOOK_ALIKES
 from guardrails.normalize import GrowingNormal, charwise
 
-PIECES = ["a", "B", " ", "é", "e\u0301", "ﬁ", "½", "\u200b", "\u00ad", "\u202e", "рау", "Ａ", "ß", "日本", "٣",
-          "\U000e0041", "\ufe0f", "🅰", "ﷺ", "…", "—", "\u3164", "\U0001f468\u200d\U0001f469", "\ud800"]  # fmt: skip
+PIECES = [
+    "a", "B", " ", "é", "e\u0301", "ﬁ", "½", "\u200b", "\u00ad", "\u202e", "рау", "Ａ", "ß", "日本", "٣",
+    "…", "—", "\U000e0041", "\ufe0f", "🅰", "ﷺ", "\u3164", "\U0001f468\u200d\U0001f469", "\ud800",
+]  # fmt: skip
 texts = st.lists(st.sampled_from(PIECES), max_size=12).map("".join) | st.text(max_size=20)
 
 

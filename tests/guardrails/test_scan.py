@@ -75,18 +75,38 @@ def outcome(pattern: StreamPattern, text: str, start: int) -> object:
     return match and (match.span(), match.groups())
 
 
+OPEN = object()
+
+
+def seen(pattern: StreamPattern, text: str, start: int) -> object:
+    """What the watching form says about one start."""
+    match = pattern.watching.match(text, start, partial=True, timeout=1)
+    if match is None:
+        return None
+    assert match.partial, "the watching form never matches"
+    end = match.end(pattern.watching.groups)
+    return OPEN if end < 0 else ((start, end), match.groups()[:-1])
+
+
 @given(expressions(), st.lists(texts, min_size=1, max_size=3))
-def test_before_the_held_suffix_no_extension_changes_any_match(source: str, samples: list[str]) -> None:
+def test_what_is_said_of_a_start_holds_in_every_extension(source: str, samples: list[str]) -> None:
     pattern = pattern_for(source)
     for text in samples:
         try:
-            held = pattern.holding.search(text, partial=True, timeout=1)
-            assert held is None or held.partial, "the hold form never matches"
-            hold = len(text) if held is None else held.start()
-            now = [outcome(pattern, text, start) for start in range(hold)]
-            for extension in EXTENSIONS if hold else ():
-                for start in range(hold):
-                    assert outcome(pattern, text + extension, start) == now[start], (text, extension, start)
+            said = {start: seen(pattern, text, start) for start in range(len(text))}
+            for extension in EXTENSIONS:
+                for start, outcome_now in said.items():
+                    if outcome_now is not OPEN:
+                        assert outcome(pattern, text + extension, start) == outcome_now, (
+                            text,
+                            extension,
+                            start,
+                        )
+            # A search gets to the first start of which there is anything to say.
+            for start in range(len(text)):
+                match = pattern.watching.search(text, start, partial=True, timeout=1)
+                first = next((at for at in range(start, len(text)) if said[at] is not None), len(text))
+                assert (len(text) if match is None else match.start()) == first
         except TimeoutError:
             return
 
@@ -146,6 +166,9 @@ def test_matches_are_those_of_a_search_of_the_whole_text(
         (r"(?=abc)a", "zab", 1),
         (r"(?i)project\s+zephyr", "the Project  ", 4),
         (r"(?s)begin.*end", "a begin b c d", 2),
+        (r"(?s)begin.*?end", "a begin b end d", 15),  # the shortest is certain, whatever follows
+        (r"(?:ab){2}", "abab", 4),
+        (r"(?:ab){2,3}", "abab", 0),
     ],
 )
 def test_how_much_is_held(source: str, text: str, settled: int) -> None:
