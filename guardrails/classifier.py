@@ -74,7 +74,9 @@ class ClassifierServable:
     Guards that ask the same servable about the same text share one pass.
     """
 
-    def __init__(self, classifier: Classifier, thresholds: Mapping[str, Mapping[str, float]] | None = None) -> None:
+    def __init__(
+        self, classifier: Classifier, thresholds: Mapping[str, Mapping[str, float]] | None = None
+    ) -> None:
         self._classifier = classifier
         self._thresholds = thresholds or {}
 
@@ -107,7 +109,9 @@ def serve_transformers(folder: str) -> ClassifierServable:
     return ClassifierServable(load_transformers(Path(folder)))
 
 
-def serve_detoxify(name: str | None = None, path: str | None = None, sha256: str | None = None) -> ClassifierServable:
+def serve_detoxify(
+    name: str | None = None, path: str | None = None, sha256: str | None = None
+) -> ClassifierServable:
     """Detoxify's model of that name from the local cache, or a checkpoint file of its format."""
     from guardrails.classifier_torch import load_detoxify, load_detoxify_file
 
@@ -126,7 +130,7 @@ def windows(tokens: int, size: int, overlap: int) -> list[tuple[int, int]]:
     if tokens <= size:
         return [(0, tokens)]
     step = size - overlap
-    starts = list(range(0, tokens - size, step)) + [tokens - size]
+    starts = [*range(0, tokens - size, step), tokens - size]
     return [(start, start + size) for start in starts]
 
 

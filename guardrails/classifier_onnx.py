@@ -54,9 +54,15 @@ class Settings:
                 content.get("thresholds", {}),
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ClassifierError(f"{path}: not a classifier's settings ({error!r}); publish the checkpoint again") from error
-        if not 0 <= settings.overlap < settings.max_tokens - 2 or settings.calibration.keys() != set(settings.labels):
-            raise ClassifierError(f"{path}: its windows or its calibration don't fit its labels; publish the checkpoint again")
+            raise ClassifierError(
+                f"{path}: not a classifier's settings ({error!r}); publish the checkpoint again"
+            ) from error
+        if not 0 <= settings.overlap < settings.max_tokens - 2 or settings.calibration.keys() != set(
+            settings.labels
+        ):
+            raise ClassifierError(
+                f"{path}: its windows or its calibration don't fit its labels; publish the checkpoint again"
+            )
         return settings
 
 
@@ -143,12 +149,16 @@ class OnnxClassifier:
         covered = 0
         for start, end in windows(len(ids), self._settings.max_tokens - 2, overlap):
             logits, tag_logits = self._forward(ids[start:end], types[start:end])
-            scores.append(dict(zip(self.labels, _sigmoid(self._slope * logits + self._shift).tolist(), strict=True)))
+            scores.append(
+                dict(zip(self.labels, _sigmoid(self._slope * logits + self._shift).tolist(), strict=True))
+            )
             # A token in the overlap is tagged by the window in which it stands farther from the edge.
             cut = end if end == len(ids) else end - overlap // 2
             tags.append(tag_logits[covered - start : cut - start])
             covered = cut
-        words = self._words(encoding.words, offsets, _softmax(np.concatenate(tags) / self._settings.tag_temperature))
+        words = self._words(
+            encoding.words, offsets, _softmax(np.concatenate(tags) / self._settings.tag_temperature)
+        )
         return Output(highest(scores), tuple(self._spans(text, words)))
 
     def _forward(self, ids: list[int], types: list[int]) -> tuple[Floats, Floats]:
@@ -175,7 +185,9 @@ class OnnxClassifier:
             best = int(kinds.argmax())
             if kinds[best] >= self._settings.entity_floor:
                 begins = bool(p_TK[first, self._begins[best]] > p_TK[first, self._insides[best]])
-                entity = Entity(self._kinds[best], offsets[first][0], offsets[last - 1][1], float(kinds[best]))
+                entity = Entity(
+                    self._kinds[best], offsets[first][0], offsets[last - 1][1], float(kinds[best])
+                )
                 found.append((entity, begins))
             first = last
         return found
@@ -185,7 +197,11 @@ class OnnxClassifier:
         spans: list[Entity] = []
         for word, begins in words:
             last = spans[-1] if spans else None
-            joins = last is not None and last.entity_type == word.entity_type and not text[last.end : word.start].strip()
+            joins = (
+                last is not None
+                and last.entity_type == word.entity_type
+                and not text[last.end : word.start].strip()
+            )
             if last is not None and joins and not begins:
                 weight, added = last.end - last.start, word.end - word.start
                 score = (last.score * weight + word.score * added) / (weight + added)

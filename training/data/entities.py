@@ -20,7 +20,12 @@ from training.data.entities_synthetic import chat
 ENTITY_TYPES = ("PERSON", "LOCATION", "ORGANIZATION")
 TAGS = ("O", *(f"{prefix}-{kind}" for kind in ENTITY_TYPES for prefix in "BI"))
 _WNUT = {"person": "PERSON", "location": "LOCATION", "corporation": "ORGANIZATION", "group": "ORGANIZATION"}
-_PRESIDIO = {"PERSON": "PERSON", "LOCATION": "LOCATION", "ADDRESS": "LOCATION", "ORGANIZATION": "ORGANIZATION"}
+_PRESIDIO = {
+    "PERSON": "PERSON",
+    "LOCATION": "LOCATION",
+    "ADDRESS": "LOCATION",
+    "ORGANIZATION": "ORGANIZATION",
+}
 
 Spans = tuple[tuple[str, int, int], ...]
 
@@ -45,11 +50,12 @@ def wnut(path: Path) -> list[Marked]:
     """WNUT-17 rows, joined with blanks (none before closing punctuation)."""
     marked = []
     for row in read_rows(path):
-        text, spans = "", []
-        for token, tag in zip(row["tokens"], row["tags"], strict=True):
-            glue = "" if not text or token in ".,!?;:)'%" or token.startswith("'") else " "
+        text = ""
+        spans: list[tuple[str, int, int]] = []
+        for word, tag in zip(row["tokens"], row["tags"], strict=True):
+            glue = "" if not text or word in ".,!?;:)'%" or word.startswith("'") else " "
             start = len(text) + len(glue)
-            text += glue + token
+            text += glue + word
             kind = _WNUT.get(tag[2:])
             if kind is None:
                 continue
@@ -71,7 +77,8 @@ def presidio(path: Path) -> list[tuple[int, Marked]]:
         text = row["full_text"]
         spans = sorted(
             (_PRESIDIO[s["entity_type"]], s["start_position"], s["end_position"])
-            for s in row["spans"] if s["entity_type"] in _PRESIDIO and s["end_position"] > s["start_position"]
+            for s in row["spans"]
+            if s["entity_type"] in _PRESIDIO and s["end_position"] > s["start_position"]
         )
         if "{street_name}" in text:
             continue
@@ -85,14 +92,21 @@ def _merge(text: str, spans: Iterable[tuple[str, int, int]]) -> Spans:
     for kind, start, end in sorted(spans, key=lambda s: s[1]):
         if merged and start < merged[-1][2]:
             continue
-        if merged and merged[-1][0] == kind and kind == "LOCATION" and not text[merged[-1][2] : start].strip(" ,"):
+        if (
+            merged
+            and merged[-1][0] == kind
+            and kind == "LOCATION"
+            and not text[merged[-1][2] : start].strip(" ,")
+        ):
             merged[-1] = (kind, merged[-1][1], end)
         else:
             merged.append((kind, start, end))
     return tuple(merged)
 
 
-def split_by_template(rows: Sequence[tuple[int, Marked]], held_out: float, seed: int) -> tuple[list[Marked], list[Marked]]:
+def split_by_template(
+    rows: Sequence[tuple[int, Marked]], held_out: float, seed: int
+) -> tuple[list[Marked], list[Marked]]:
     """Rows of the templates that are trained on, and of those that are not."""
     templates = sorted({template for template, _ in rows})
     Random(seed).shuffle(templates)
@@ -121,21 +135,28 @@ def without_entities(sentences: Iterable[str]) -> Iterator[Marked]:
     """Sentences that hold no name, as far as capital letters tell: none but at the start, and "I"."""
     for sentence in sentences:
         words = sentence.split()
-        if 4 <= len(words) <= 60 and all(w[0].islower() or w in ("I", "I'm", "I've", "I'd", "I'll") or not w[0].isalpha() for w in words[1:]):
+        if 4 <= len(words) <= 60 and all(
+            w[0].islower() or w in ("I", "I'm", "I've", "I'd", "I'll") or not w[0].isalpha()
+            for w in words[1:]
+        ):
             first = words[0].strip(",.:;!?").lower()
             if first in _OPENING_WORDS:
                 yield Marked(sentence, (), "no_entities")
 
 
 _OPENING_WORDS = frozenset(
-    "the a an i you he she it we they this that these those what which who how why when where if in on at for from to and but or so yes no "
-    "can could would should will do does did is are was were have has there here my your his her our their some many most all each please "
-    "write create explain describe imagine give tell find calculate convert rewrite name list generate after before once as with".split()
+    "the a an i you he she it we they this that these those what which who how why when where if in "
+    "on at for from to and but or so yes no "
+    "can could would should will do does did is are was were have has there here my your his her our "
+    "their some many most all each please "
+    "write create explain describe imagine give tell find calculate convert rewrite name list "
+    "generate after before once as with".split()
 )
 
 
 def bio(spans: Spans, offsets: Sequence[tuple[int, int]]) -> list[int]:
-    """A tag per token from character spans; special tokens (empty offsets) get -100, the loss's "ignore"."""
+    """A tag per token from character spans; special tokens (empty offsets) get -100, the loss's "
+    ""ignore"."""
     tags = []
     for start, end in offsets:
         if start == end:
@@ -159,6 +180,16 @@ def build_entities(root: Path, seed: int, synthetic: int, prose: Sequence[str]) 
     chats = [Marked(text, tuple(spans), "chat_synthetic") for text, spans in made]
     nothing = list(without_entities(prose))
     rng.shuffle(nothing)
-    rows = [*train, *(lowered(m) for m in train if rng.random() < 0.6), *tweets, *(lowered(m) for m in tweets if rng.random() < 0.5)]
+    rows = [
+        *train,
+        *(lowered(m) for m in train if rng.random() < 0.6),
+        *tweets,
+        *(lowered(m) for m in tweets if rng.random() < 0.5),
+    ]
     rows += [*chats, *nothing[: synthetic // 2]]
-    return {"train": rows, "dev": dev, "test_presidio": test, "test_wnut17": wnut(root / "pii/wnut17_dev.jsonl.gz")}
+    return {
+        "train": rows,
+        "dev": dev,
+        "test_presidio": test,
+        "test_wnut17": wnut(root / "pii/wnut17_dev.jsonl.gz"),
+    }

@@ -61,7 +61,7 @@ class GuardModel(nn.Module):
     def __init__(self, config: BertConfig, labels: int, tags: int) -> None:
         super().__init__()
         size = config.hidden_size
-        self.bert = BertModel(config, add_pooling_layer=False)
+        self.bert = BertModel(config, add_pooling_layer=False)  # type: ignore[no-untyped-call]
         self.dense = nn.Linear(2 * size, size)
         self.sequence = nn.Linear(size, labels)
         self.token = nn.Linear(size, tags)
@@ -69,7 +69,9 @@ class GuardModel(nn.Module):
 
     def forward(self, ids_BT: Tensor, types_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Logits `[B, L]` of the labels and `[B, T, K]` of the tags; the mask is 1 on real tokens."""
-        hidden_BTD = self.bert(input_ids=ids_BT, token_type_ids=types_BT, attention_mask=mask_BT).last_hidden_state
+        hidden_BTD = self.bert(
+            input_ids=ids_BT, token_type_ids=types_BT, attention_mask=mask_BT
+        ).last_hidden_state
         real_BT1 = mask_BT.unsqueeze(-1).bool()
         mean_BD = hidden_BTD.masked_fill(~real_BT1, 0.0).sum(1) / real_BT1.sum(1)
         top_BD = hidden_BTD.masked_fill(~real_BT1, float("-inf")).amax(1)

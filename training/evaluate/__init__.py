@@ -1,0 +1,1 @@
+"""Measuring checkpoints: scorers that run what is shipped, metrics with intervals, reports."""

@@ -1,0 +1,71 @@
+"""Probabilities and thresholds that mean something: Platt scaling (1999) and quantiles of harmless scores.
+
+Fitted on `dev` rows: sources that were trained on, rows that were not. The share of attacks among them is
+far above that of real traffic, so a calibrated 0.9 promises less precision there; the false-positive
+thresholds do not depend on that share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+
+from training.data.entities import TAGS, bio
+from training.data.safety import Example
+from training.evaluate.scorer import Floats, Scorer, sigmoid, softmax
+from training.export import Calibration
+
+FALSE_POSITIVE_RATES = (0.001, 0.01, 0.05)
+HARMLESS = frozenset(
+    "clinc instructions gpteacher gpteacher_toolformer gsm8k_train self_dialogue sgd_train "
+    "chatterbot_english awesome role_play "
+    "mention request_synthetic document_clean".split()
+)
+
+
+def calibrate(folder: Path, graph: bytes, dev: Sequence[Example]) -> Calibration:
+    """From the dev rows' scores under `graph` (the one that is shipped): Platt's parameters, "
+    "thresholds, temperature."""
+    scorer = Scorer(folder, graph)
+    plain = [e for e in dev if e.labels]
+    logits_BL = scorer.logits([e.text for e in plain])
+    harmless = np.array([e.source in HARMLESS for e in plain])
+    platt, thresholds = {}, {}
+    for column, label in enumerate(scorer.labels):
+        known = [i for i, e in enumerate(plain) if label in e.labels]
+        truth = np.array([plain[i].labels[label] >= 0.5 for i in known])
+        a, b = fit_platt(logits_BL[known, column], truth)
+        platt[label] = (round(a, 5), round(b, 5))
+        p = sigmoid(a * logits_BL[harmless, column] + b)
+        thresholds[label] = {
+            f"{rate:g}": round(float(np.quantile(p, 1 - rate)), 5) for rate in FALSE_POSITIVE_RATES
+        }
+    marked = [e for e in dev if e.spans is not None and not e.labels]
+    return Calibration(platt, tag_temperature=fit_temperature(scorer, marked), thresholds=thresholds)
+
+
+def fit_platt(logits: Floats, truth: Floats) -> tuple[float, float]:
+    """(a, b) of σ(a z + b) by maximum likelihood; the identity where only one class is there."""
+    if truth.all() or not truth.any():
+        return 1.0, 0.0
+    model = LogisticRegression(C=100.0).fit(logits.reshape(-1, 1), truth)
+    return float(model.coef_[0, 0]), float(model.intercept_[0])
+
+
+def fit_temperature(scorer: Scorer, marked: Sequence[Example]) -> float:
+    """The temperature, of a grid, at which the tags of marked texts are likeliest (Guo et al. 2017)."""
+    logits, tags = [], []
+    for example in marked:
+        reading = scorer.read(example.text)
+        logits.append(reading.tags_TK)
+        tags += bio(example.spans or (), reading.offsets)
+    if not tags:
+        return 1.0
+    stacked, column = np.concatenate(logits), np.array(tags)
+    assert stacked.shape[1] == len(TAGS)  # noqa: S101  the exported head is this module's
+    rows = np.arange(len(column))
+    grid = [round(0.5 + 0.1 * i, 1) for i in range(36)]
+    return min(grid, key=lambda t: float(-np.log(softmax(stacked / t)[rows, column] + 1e-12).mean()))

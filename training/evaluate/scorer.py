@@ -1,0 +1,130 @@
+"""Runs an exported safety classifier as the gateway does: one window of one text at a time.
+
+The training side does not import the gateway's code, so the reading of windows and tags is written here
+once more; a test holds both to the same answers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from training.methods.classifier_model import case_type
+
+Floats = NDArray[np.floating[Any]]
+Spans = list[tuple[str, int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One text's raw answer: each label's highest logit, every token's tag logits, and the tokens."""
+
+    logits_L: Floats
+    tags_TK: Floats
+    offsets: list[tuple[int, int]]
+    words: list[int]
+
+
+def session(model: Path | bytes) -> ort.InferenceSession:
+    """One thread, nothing shared."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.enable_cpu_mem_arena = False
+    options.log_severity_level = 3
+    source = model if isinstance(model, bytes) else str(model)
+    return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+class Scorer:
+    """`folder` holds `tokenizer.json` and `classifier.json`; `model` is the graph to run."""
+
+    def __init__(self, folder: Path, model: Path | bytes) -> None:
+        about = json.loads((folder / "classifier.json").read_text(encoding="utf-8"))
+        self.labels: tuple[str, ...] = tuple(about["labels"])
+        self.tags: tuple[str, ...] = tuple(about["tags"])
+        self.size = int(about["max_tokens"]) - 2
+        self.overlap = int(about.get("overlap", 32))
+        self.platt = np.array([about.get("calibration", {}).get(label, (1.0, 0.0)) for label in self.labels])
+        self.temperature = float(about.get("tag_temperature", 1.0))
+        self.floor = float(about.get("entity_floor", 0.5))
+        self._session = session(model)
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._ends = [self._tokenizer.token_to_id(t) for t in ("[CLS]", "[SEP]")]
+
+    def read(self, text: str) -> Reading:
+        """Raw logits of one text."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        ids, offsets = encoding.ids, encoding.offsets
+        types = [case_type(text[a:b]) for a, b in offsets]
+        step, labels, tags, covered, start = self.size - self.overlap, [], [], 0, 0
+        while True:
+            start = max(0, min(start, len(ids) - self.size))
+            end = min(len(ids), start + self.size)
+            feed = {
+                "input_ids": np.array([[self._ends[0], *ids[start:end], self._ends[1]]], np.int64),
+                "token_type_ids": np.array([[0, *types[start:end], 0]], np.int64),
+            }
+            label_logits, tag_logits = self._session.run(["labels", "tags"], feed)
+            labels.append(label_logits[0])
+            cut = end if end == len(ids) else end - self.overlap // 2
+            tags.append(tag_logits[0, 1:-1][covered - start : cut - start])
+            covered = cut
+            if end == len(ids):
+                break
+            start += step
+        return Reading(
+            np.max(labels, axis=0),
+            np.concatenate(tags),
+            offsets,
+            [w if w is not None else -1 for w in encoding.words],
+        )
+
+    def logits(self, texts: Sequence[str]) -> Floats:
+        """`[B, L]`: each text's highest logit per label."""
+        return np.stack([self.read(text).logits_L for text in texts])
+
+    def probabilities(self, texts: Sequence[str]) -> Floats:
+        """`[B, L]`, calibrated."""
+        return sigmoid(self.platt[:, 0] * self.logits(texts) + self.platt[:, 1])
+
+    def spans(self, text: str) -> Spans:
+        """Entities at or above the checkpoint's floor."""
+        reading = self.read(text)
+        p_TK = softmax(reading.tags_TK / self.temperature)
+        kinds = list(dict.fromkeys(t[2:] for t in self.tags if t != "O"))
+        found: Spans = []
+        first = 0
+        while first < len(reading.offsets):
+            last = first + 1
+            while last < len(reading.offsets) and reading.words[last] == reading.words[first]:
+                last += 1
+            mean = p_TK[first:last].mean(axis=0)
+            scores = [mean[self.tags.index(f"B-{k}")] + mean[self.tags.index(f"I-{k}")] for k in kinds]
+            best = int(np.argmax(scores))
+            if scores[best] >= self.floor:
+                kind = kinds[best]
+                begins = p_TK[first, self.tags.index(f"B-{kind}")] > p_TK[first, self.tags.index(f"I-{kind}")]
+                start, end = reading.offsets[first][0], reading.offsets[last - 1][1]
+                if found and not begins and found[-1][0] == kind and not text[found[-1][2] : start].strip():
+                    found[-1] = (kind, found[-1][1], end)
+                else:
+                    found.append((kind, start, end))
+            first = last
+        return found
+
+
+def sigmoid(z: Floats) -> Floats:
+    return np.asarray(1.0 / (1.0 + np.exp(-np.clip(z, -30, 30))))
+
+
+def softmax(z: Floats) -> Floats:
+    p = np.exp(z - z.max(axis=-1, keepdims=True, initial=-np.inf))
+    return np.asarray(p / p.sum(axis=-1, keepdims=True))
