@@ -27,7 +27,7 @@ from policies.spec import GuardBase, ToolCallsSpec
 if TYPE_CHECKING:
     from guardrails.servable import ServableSpec
 
-MAX_ARGUMENTS = 256 * 1024
+MAX_ARGUMENTS = 128 * 1024
 """Characters of one call's arguments that are examined; more is a failure, and so `on_error` decides."""
 
 NAME_REFUSED = "TOOL_NAME_REFUSED"
@@ -89,6 +89,7 @@ class ToolCallsExamination:
         self._context = context
         self._name = context.tool_name or ""
         self._named = False
+        self._told: set[Finding] = set()
 
     def advance(self, text: str, final: bool) -> Step:
         if len(text) > MAX_ARGUMENTS:
@@ -116,10 +117,10 @@ class ToolCallsExamination:
             findings += answer.findings
             for category, score in answer.scores.items():
                 scores[category] = max(score, scores.get(category, 0.0))
-        return Step(len(text), list(dict.fromkeys(findings)), scores, jobs)
+        return Step(len(text), findings, scores, jobs)
 
     def _refused_name(self) -> Iterator[Finding]:
-        declared = {_function(tool).get("name") for tool in self._context.tools}
+        declared = [_function(tool).get("name") for tool in self._context.tools]
         if not self._guard.allows(self._name):
             yield self._finding(NAME_REFUSED, 0)
         elif self._guard.validates and declared and self._name not in declared:
@@ -158,13 +159,18 @@ class ToolCallsExamination:
 
     def _back(self, document: JsonText | None, is_raw: bool, length: int, answer: Answer) -> Answer:
         """An inner guard's answer about a view, in the offsets of the arguments."""
-        if document is None:
-            return answer
-        findings: list[Finding] = []
-        for finding in answer.findings:
-            pieces = list((document.raw_pieces if is_raw else document.pieces)(finding.start, finding.end))
-            findings += _placed(finding, pieces, is_raw, length)
-        return Answer(findings, answer.scores)
+        findings = list(answer.findings)
+        if document is not None:
+            pieces = document.raw_pieces if is_raw else document.pieces
+            findings = [
+                placed
+                for finding in answer.findings
+                for placed in _placed(finding, list(pieces(finding.start, finding.end)), is_raw, length)
+            ]
+        # What stands in the text as it is was found in both of its readings.
+        new = [finding for finding in dict.fromkeys(findings) if finding not in self._told]
+        self._told.update(new)
+        return Answer(new, answer.scores)
 
 
 def _placed(finding: Finding, pieces: Sequence[Piece], is_raw: bool, length: int) -> Iterator[Finding]:

@@ -104,7 +104,9 @@ def test_a_policys_schema_counts_as_well() -> None:
     assert kinds(call(guard(), "{}", tools=[flat])) == ["TOOL_ARGUMENTS_INVALID"]
 
 
-@pytest.mark.parametrize("tools", [[{}], [{"function": None}], [{"function": {"name": "get_weather"}}], [3]])
+@pytest.mark.parametrize(
+    "tools", [[{}], [{"name": [{}]}], [{"function": None}], [{"function": {"name": "get_weather"}}], [3]]
+)
 def test_odd_tools_break_nothing(tools: Any) -> None:
     call(guard(), "{}", tools=tools)
 
@@ -215,6 +217,12 @@ def test_what_workers_find_is_placed_too() -> None:
     assert [(job.start, job.end, job.servable) for job in step.jobs] == [(0, len(arguments), "s")] * 2
     findings = [finding for job in step.jobs for finding in job.read(None).findings]
     assert apply(arguments, Verdict.of(findings)) == '{"to": "[PERSON]", "cc": "Bob"}'
+
+
+def test_what_both_readings_find_is_told_once() -> None:
+    arguments = f'{{"note": "password = {SECRET}"}}'
+    findings = list(call(guard(arguments=[SECRETS]), arguments).findings)
+    assert len(findings) == len(set(findings)) == 1
 
 
 def test_the_guard_is_as_strong_as_its_strongest_part() -> None:
