@@ -57,7 +57,9 @@ class Exchange:
         self._writer = writer
 
     async def send(self, data: bytes) -> None:
-        """Write bytes to the socket as they are."""
+        """Write bytes to the socket as they are. Raises `ConnectionError` once the client is gone."""
+        if self._writer.is_closing():  # uvloop would raise a RuntimeError, asyncio now and then nothing
+            raise ConnectionResetError("the client went away")
         self._writer.write(data)
         await self._writer.drain()
 

@@ -504,7 +504,7 @@ async def test_aborting_a_stream_reaches_the_upstream_at_once(
         abort(stream, task)
         async with asyncio.timeout(2):
             await server.aborted.wait()
-        assert time.monotonic() - began < 0.1
+        assert time.monotonic() - began < 0.5
         with pytest.raises((Aborted, asyncio.CancelledError)):
             await task
 

@@ -112,7 +112,7 @@ async def test_it_starts_reports_its_phases_and_serves(make: Callable[..., Manag
         before = engine.ready
         with pytest.raises(Unavailable, match="not ready"):
             await engine.complete(PATH, BODY)
-        await engine.wait_ready(20)
+        await engine.wait_ready(60)
         assert [before, engine.ready] == [False, True]
         assert len(await words(engine)) == 21
     assert phases == ["importing vLLM", "reading the checkpoint", "checking the model's configuration"]
@@ -122,7 +122,7 @@ async def test_it_starts_reports_its_phases_and_serves(make: Callable[..., Manag
 async def test_its_key_is_not_among_its_arguments(make: Callable[..., ManagedVllm]) -> None:
     child = make()
     async with running(child) as engine:
-        await engine.wait_ready(20)
+        await engine.wait_ready(60)
         assert child.pid is not None
         assert child.api_key not in read_proc(child.pid, "cmdline")
         assert child.api_key in read_proc(child.pid, "environ")
@@ -133,7 +133,7 @@ async def test_what_keeps_it_from_starting_is_told(make: Callable[..., ManagedVl
     child = make("exit", observer=states)
     async with running(child) as engine:
         with pytest.raises(VllmFailed) as caught:
-            await engine.wait_ready(20)
+            await engine.wait_ready(60)
         message = str(caught.value)
         assert "ended with exit code 3 while starting" in message
         assert "ValueError: the checkpoint is broken" in message
@@ -148,7 +148,7 @@ async def test_what_keeps_it_from_starting_is_told(make: Callable[..., ManagedVl
 async def test_a_start_that_takes_too_long_fails(make: Callable[..., ManagedVllm]) -> None:
     async with running(make("slow", start_seconds=0.5)) as engine:
         with pytest.raises(VllmFailed, match=r"did not become ready within 0\.5 s"):
-            await engine.wait_ready(20)
+            await engine.wait_ready(60)
 
 
 async def test_waiting_has_a_limit_and_stopping_cuts_a_start_short(make: Callable[..., ManagedVllm]) -> None:
@@ -169,7 +169,7 @@ async def test_waiting_has_a_limit_and_stopping_cuts_a_start_short(make: Callabl
 async def test_a_port_that_was_taken_meanwhile_is_no_failure(make: Callable[..., ManagedVllm]) -> None:
     child = make("port-taken")
     async with running(child) as engine:
-        await engine.wait_ready(20)
+        await engine.wait_ready(60)
         assert child.restarts == 0
         assert await words(engine)
 
@@ -182,7 +182,7 @@ async def test_a_stranger_on_its_port_is_not_taken_for_it(
         monkeypatch.setattr(vllm_process, "free_port", lambda: next(ports, None) or free_port())
         child = make()
         async with running(child) as engine:
-            await engine.wait_ready(20)
+            await engine.wait_ready(60)
             assert child.port != stranger.port
             assert child.restarts == 0
             assert await words(engine)
@@ -196,7 +196,7 @@ async def test_a_death_in_mid_stream_and_the_come_back(make: Callable[..., Manag
     states = States()
     child = make(observer=states)
     async with running(child) as engine:
-        await engine.wait_ready(20)
+        await engine.wait_ready(60)
         pid = child.pid
         assert pid is not None
         streams = [await engine.open_stream(PATH, BODY) for _ in range(5)]
@@ -212,7 +212,7 @@ async def test_a_death_in_mid_stream_and_the_come_back(make: Callable[..., Manag
             assert not ready_after
         with pytest.raises(UpstreamError):
             await engine.complete(PATH, BODY)
-        await engine.wait_ready(20)
+        await engine.wait_ready(60)
         assert (await words(engine))[0] == f"pid {child.pid}" != f"pid {pid}"
     assert states.seen == ["starting", "ready", "restarting", "ready", "stopping", "stopped"]
 
@@ -220,7 +220,7 @@ async def test_a_death_in_mid_stream_and_the_come_back(make: Callable[..., Manag
 async def test_readiness_does_not_wait_for_the_news(make: Callable[..., ManagedVllm]) -> None:
     child = make()
     async with running(child) as engine:
-        await engine.wait_ready(20)
+        await engine.wait_ready(60)
         assert child.pid is not None
         os.kill(child.pid, signal.SIGKILL)
         deadline = time.monotonic() + 2
@@ -235,7 +235,7 @@ async def test_a_broken_connection_is_a_suspicion_that_a_health_check_clears(
 ) -> None:
     child = make(health_seconds=60)
     async with running(child) as engine:
-        await engine.wait_ready(20)
+        await engine.wait_ready(60)
         child.suspect()
         ready = [child.ready, engine.ready]
         await engine.wait_ready(2)  # well before the next regular look
@@ -247,7 +247,7 @@ async def test_restarts_back_off_and_end(make: Callable[..., ManagedVllm]) -> No
     states = States()
     child = make("die-young", observer=states, max_restarts=2)
     async with running(child) as engine:
-        await engine.wait_ready(20)
+        await engine.wait_ready(60)
         await until(lambda: child.state == "failed", 20)
         assert child.restarts == 2
         assert "exit code 4" in (child.failure or "")
@@ -269,7 +269,7 @@ async def test_a_child_of_no_use_is_replaced(
 ) -> None:
     child = make(word, hung_seconds=0.5)
     async with running(child) as engine:
-        await engine.wait_ready(20)
+        await engine.wait_ready(60)
         pid = child.pid
         assert pid is not None
         await until(lambda: child.restarts == 1, 30)
@@ -283,7 +283,7 @@ async def test_a_child_of_no_use_is_replaced(
 async def test_all_of_its_processes_end_with_it(make: Callable[..., ManagedVllm], tmp_path: Path) -> None:
     child = make("engine-process")
     async with running(child) as engine:
-        await engine.wait_ready(20)
+        await engine.wait_ready(60)
         pids = [child.pid or 0, int((tmp_path / "state").read_text())]
         assert all(map(exists, pids))
     await until(lambda: not any(map(exists, pids)))
@@ -292,7 +292,7 @@ async def test_all_of_its_processes_end_with_it(make: Callable[..., ManagedVllm]
 async def test_a_child_that_ignores_sigterm_is_killed_in_time(make: Callable[..., ManagedVllm]) -> None:
     child = make("ignore-term", term_seconds=0.3)
     async with running(child) as engine:
-        await engine.wait_ready(20)
+        await engine.wait_ready(60)
         pid = child.pid
         assert pid is not None
         began = time.monotonic()
@@ -307,7 +307,7 @@ async def test_its_engine_ends_when_only_the_server_was_killed(
 ) -> None:
     child = make("engine-process", backoff_seconds=30)
     async with running(child) as engine:
-        await engine.wait_ready(20)
+        await engine.wait_ready(60)
         orphan = int((tmp_path / "state").read_text())
         assert child.pid is not None
         os.kill(child.pid, signal.SIGKILL)
@@ -360,7 +360,7 @@ async def test_starting_and_stopping_twice(make: Callable[..., ManagedVllm]) -> 
     for _ in range(2):
         await child.start()
         await child.start()
-        await child.wait_ready(20)
+        await child.wait_ready(60)
         await child.stop()
         await child.stop()
     assert child.state == "stopped"
@@ -374,7 +374,7 @@ async def test_no_word_of_a_prompt_is_kept_or_logged(
 ) -> None:
     child = make()
     async with running(child) as engine:
-        await engine.wait_ready(20)
+        await engine.wait_ready(60)
         await words(engine)
         await until(lambda: "ValueError" in child.last_lines)
         kept = "\n".join(child.last_lines)
@@ -393,7 +393,7 @@ async def test_no_word_of_a_prompt_is_kept_or_logged(
 
 
 @pytest.mark.vllm
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 async def test_real_vllm_dies_in_mid_stream_and_comes_back(vllm_checkpoint: Path) -> None:
     body = json.dumps(
         {
@@ -409,7 +409,7 @@ async def test_real_vllm_dies_in_mid_stream_and_comes_back(vllm_checkpoint: Path
     engine = Engine.managed(child)
     await engine.start()
     try:
-        await engine.wait_ready(400)
+        await engine.wait_ready(600)
         assert "loading the weights" in phases
 
         # 1. It streams.
@@ -436,7 +436,7 @@ async def test_real_vllm_dies_in_mid_stream_and_comes_back(vllm_checkpoint: Path
 
         # 4. It comes back, and the same engine serves.
         assert not ready_after_death
-        await engine.wait_ready(400)
+        await engine.wait_ready(600)
         async with engine.stream(PATH, body) as events:
             assert len([payload async for payload in events]) > 50
         assert child.restarts == 1
@@ -448,7 +448,7 @@ async def test_real_vllm_dies_in_mid_stream_and_comes_back(vllm_checkpoint: Path
 
 
 @pytest.mark.vllm
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 async def test_real_vllm_answers_who_has_its_key(vllm_server: VllmServer) -> None:
     upstream = UpstreamConfig("vllm", vllm_server.base_url, api_key=vllm_server.api_key)
     stranger = UpstreamConfig("stranger", vllm_server.base_url, api_key="guess")
