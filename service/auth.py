@@ -166,7 +166,7 @@ class Callers:
     def refresh(self) -> bool:
         """Read the file again if it has changed; True if it had. Raises `KeyFileError`."""
         stamp = self._file_stamp()
-        if stamp == self._stamp and self._by_digest:
+        if stamp == self._stamp:
             return False
         callers = [self._with_limits(caller) for caller in (*self._file.load(), *self._fixed)]
         self._by_digest = {caller.sha256: caller for caller in callers}

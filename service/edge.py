@@ -19,6 +19,7 @@ from structlog.typing import FilteringBoundLogger
 from service.auth import Caller, Callers
 from service.http import App, Call, ClientGone, MessageDict, Receive, Scope, Send, header, send_error
 from service.limits import Limiter
+from service.openai import sse
 from service.openai.errors import ApiError, Forbidden, PayloadTooLarge, Unauthorized, Unavailable
 from service.telemetry.metrics import Metrics, http_counter
 
@@ -72,8 +73,10 @@ class Observe:
         call.error = error.code or error.type
         if call.status == 0:
             await send_error(send, error)
+        elif call.stream:
+            # The status line is out: in a stream, an error is an event like any other, and then it ends.
+            await send({"type": "http.response.body", "body": sse.raw_event(error.body()) + sse.DONE})
         else:
-            # The status line is out: ending here without a last chunk tells the client that it was cut.
             self._log.warning("response cut", request_id=call.id, route=call.route, error=call.error)
 
     def _record(self, scope: Scope, call: Call) -> None:

@@ -84,8 +84,9 @@ def _operation(
 ) -> dict[str, Any]:
     content: dict[str, Any] = {"application/json": {"schema": _ref(answer)}}
     if streams:
-        description = "With `stream`: events that carry chunks, and `[DONE]` at the end."
-        content["text/event-stream"] = {"schema": {"type": "string", "description": description}}
+        description = "With `stream`: a chunk as JSON in each event's data, and `[DONE]` in the last."
+        data = {"type": "string", "description": description}
+        content["text/event-stream"] = {"schema": {"type": "object", "properties": {"data": data}}}
     operation: dict[str, Any] = {
         "operationId": path.removeprefix("/v1/").replace("/", "_"),
         "tags": [tag],

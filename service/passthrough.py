@@ -39,7 +39,7 @@ async def complete(generation: Generation, send: Send) -> None:
 
 
 async def stream(generation: Generation, send: Send) -> None:
-    """A reply as server-sent events. Once the first is out, an error is an event too."""
+    """A reply as server-sent events."""
     call, served = generation.call, generation.served
     body = generation.upstream_body()
     call.state = "generating"
@@ -68,12 +68,7 @@ async def stream(generation: Generation, send: Send) -> None:
                 began = time.perf_counter()
         call.upstream_s += time.perf_counter() - began
     except UpstreamError as error:
-        failure = from_engine(error)
-        if call.status == 0:
-            raise failure from error
-        call.error, call.state = failure.code, "failed"
-        await send({"type": "http.response.body", "body": sse.raw_event(failure.body()) + sse.DONE})
-        return
+        raise from_engine(error) from error
     await send({"type": "http.response.body", "body": sse.DONE})
     call.state = "finished"
 

@@ -24,7 +24,7 @@ from service.generation import Generation
 from service.http import JSON_TYPE, Send, send_response
 from service.openai import sse
 from service.openai.channels import ChatShape, ChoiceState, CompletionShape, Shape
-from service.openai.errors import ApiError, UpstreamFailed, from_engine
+from service.openai.errors import UpstreamFailed, from_engine
 from service.report import Report, count, count_times
 from service.request import Examined
 from service.telemetry.metrics import Metrics
@@ -88,7 +88,7 @@ class Releasing:
         await send_response(self._send, 200, body, (JSON_TYPE, *self._generation.headers()))
 
     async def stream(self, events: EventStream) -> None:
-        """Moderate and send a stream. From here on an error is an event too."""
+        """Moderate and send a stream."""
         call = self._call
         headers = [*sse.HEADERS, *self._generation.headers()]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -102,11 +102,8 @@ class Releasing:
                         await self._send_ending(item)
             if self._open > 0:
                 raise UpstreamFailed("the engine's reply ended before all of its choices did")
-        except (ApiError, UpstreamError) as error:
-            failure = error if isinstance(error, ApiError) else from_engine(error)
-            call.error, call.state = failure.code or failure.type, "failed"
-            await self._send(body_message(sse.raw_event(failure.body()) + sse.DONE, more=False))
-            return
+        except UpstreamError as error:
+            raise from_engine(error) from error
         usage = self._usage or self._estimate()
         self._generation.usage.read(usage)
         tail = sse.DONE

@@ -54,7 +54,7 @@ class GenerationEndpoint:
         try:
             await self._answer(generation, send)
         except asyncio.CancelledError:
-            call.state = "aborted"
+            call.state = "aborted"  # by the client, or by the end of the gateway
             raise
         except ApiError as error:
             call.state = "blocked" if error.code == "content_filter" else "failed"

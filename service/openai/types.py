@@ -9,14 +9,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, StringConstraints
 
 MAX_MESSAGES = 10_000
+MAX_CHOICES = 128
+
+
+def _integral(value: Any) -> Any:
+    """JSON knows one kind of number: 2.0 is the integer 2 (JSON Schema 2020-12, section 6.1.1)."""
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
 Str = Annotated[str, Strict()]
 Bool = Annotated[bool, Strict()]
-Integer = Annotated[int, Strict()]
+Integer = Annotated[int, Strict(), BeforeValidator(_integral)]
 Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
-TokenId = Annotated[int, Field(ge=0, strict=True)]
+TokenId = Annotated[Integer, Field(ge=0)]
 ModelName = Annotated[
     str, Strict(), StringConstraints(min_length=1), Field(description="A policy's name, see GET /v1/models.")
 ]
@@ -91,8 +99,8 @@ class Generation(Wire):
     model: ModelName
     stream: Bool | None = None
     stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1, strict=True)] | None = None
-    max_tokens: Annotated[int, Field(ge=0, strict=True)] | None = None
+    n: Annotated[Integer, Field(ge=1, le=MAX_CHOICES)] | None = None
+    max_tokens: Annotated[Integer, Field(ge=0)] | None = None
     temperature: Annotated[Number, Field(ge=0)] | None = None
     top_p: Annotated[Number, Field(ge=0, le=1)] | None = None
     stop: Str | list[Str] | None = None
@@ -104,9 +112,9 @@ class ChatRequest(Generation):
     """`POST /v1/chat/completions`."""
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
-    max_completion_tokens: Annotated[int, Field(ge=0, strict=True)] | None = None
+    max_completion_tokens: Annotated[Integer, Field(ge=0)] | None = None
     logprobs: Bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, strict=True)] | None = None
+    top_logprobs: Annotated[Integer, Field(ge=0)] | None = None
     tools: list[Tool] | None = None
     tool_choice: Str | dict[str, Any] | None = None
     response_format: dict[str, Any] | None = None
@@ -118,8 +126,8 @@ class CompletionRequest(Generation):
     prompt: Str | list[Str] | list[TokenId] | list[list[TokenId]]
     suffix: Str | None = None
     echo: Bool | None = None
-    logprobs: Annotated[int, Field(ge=0, strict=True)] | None = None
-    best_of: Annotated[int, Field(ge=1, strict=True)] | None = None
+    logprobs: Annotated[Integer, Field(ge=0)] | None = None
+    best_of: Annotated[Integer, Field(ge=1)] | None = None
 
 
 class EmbeddingRequest(Wire):
