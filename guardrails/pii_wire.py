@@ -25,7 +25,7 @@ class Candidate(NamedTuple):
 
 
 class Cluster(NamedTuple):
-    """Overlapping candidates, judged together; the window begins before them, with their context."""
+    """Overlapping candidates, judged together, in a window that begins before them with their context."""
 
     window: str
     candidates: tuple[Candidate, ...]

@@ -117,7 +117,7 @@ def _lower_lemmas(doc: Doc) -> Doc:
 
 
 class PresidioServable:
-    """Judges clusters. A payload is a `Cluster`, a result the list of what was `Found` in its window."""
+    """Judges clusters: a payload is a tuple of `Cluster`, a result what was `Found` in each one's window."""
 
     def __init__(self, language: str) -> None:
         # No list is fetched and no cache written; the module's own extractor would do both.
@@ -139,10 +139,10 @@ class PresidioServable:
         """The expressions to search for; a candidate names one by its place in this list."""
         return [rule.candidate for rule in self._rules]
 
-    def predict(self, batch: list[Cluster]) -> list[list[Found]]:
+    def predict(self, batch: list[tuple[Cluster, ...]]) -> list[list[list[Found]]]:
         # Outside a memory zone spaCy keeps every word it ever saw.
         with self._nlp.memory_zone():
-            return [self._judge(cluster) for cluster in batch]
+            return [[self._judge(cluster) for cluster in clusters] for clusters in batch]
 
     def _judge(self, cluster: Cluster) -> list[Found]:
         results: list[RecognizerResult] = []

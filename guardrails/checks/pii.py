@@ -14,7 +14,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import regex
 
@@ -36,6 +36,9 @@ from policies.spec import PiiSpec
 
 CONTEXT = 200
 """Characters before a match that are shown to Presidio: its context is five words that are no stop words."""
+
+MAX_GROUPS = 64
+"""Groups that one job asks about."""
 
 Value = tuple[str, int, int, float]
 """An entity type, a span of the examined text, and a score."""
@@ -159,12 +162,12 @@ class PiiExamination:
             if self._normal is None and charwise(text[self._seen :]).offsets is not None:
                 self._normal = GrowingNormal(text[: self._seen]), self._search.fork()
             groups, settled = self._search.advance(text, final)
-            jobs += [self._judge(self._plan, text, text, group, None) for group in groups]
+            jobs += self._judge(self._plan, text, groups)
             if self._normal is not None:
                 normal, search = self._normal
                 normal.grow(text)
                 groups, at = search.advance(normal.text, final)
-                jobs += [self._judge(self._plan, text, normal.text, group, normal) for group in groups]
+                jobs += self._judge(self._plan, text, groups, normal)
                 settled = min(settled, len(text) if final else normal.original(at))
         if self._windows is not None:
             windows, at = self._windows.advance(text, final)
@@ -174,24 +177,37 @@ class PiiExamination:
         return Step(settled, jobs=jobs)
 
     def _judge(
-        self, plan: _Plan, text: str, form: str, group: Sequence[Match], normal: GrowingNormal | None
-    ) -> Job:
-        """Have Presidio judge a group of matches in `form`: the text itself, or its normal form."""
-        first, last = group[0].start, max(match.end for match in group)
-        left = word_start(form, first - CONTEXT, first)
-        right = max(match.end + plan.after[match.pattern] for match in group)
-        candidates = tuple(Candidate(plan.places[m.pattern], m.start - left, m.end - left) for m in group)
+        self,
+        plan: _Plan,
+        text: str,
+        groups: Sequence[Sequence[Match]],
+        normal: GrowingNormal | None = None,
+    ) -> Iterator[Job]:
+        """Have Presidio judge groups of matches in the text, or in its normal form."""
+        for at in range(0, len(groups), MAX_GROUPS):
+            some = groups[at : at + MAX_GROUPS]
+            form = text if normal is None else normal.text
+            excerpts = [_excerpt(plan, form, group, self._guard.threshold) for group in some]
+            read = partial(self._read, text, normal, [left for left, _ in excerpts])
+            first, last = some[0][0].start, max(match.end for match in some[-1])
+            start, end = (first, last) if normal is None else normal.span(first, last)
+            payload = tuple(cluster for _, cluster in excerpts)
+            yield Job(start, end, self._guard.presidio.name, payload, read)
 
-        def original(start: int, end: int) -> tuple[int, int]:
-            return (start, end) if normal is None else normal.span(start, end)
-
-        def read(results: Sequence[Found]) -> Answer:
-            spans = [(original(left + f.start, left + f.end), f) for f in results]
-            return self._answer(text, ((f.entity_type, start, end, f.score) for (start, end), f in spans))
-
-        start, end = original(first, last)
-        payload = Cluster(form[left:right], candidates, self._guard.threshold)
-        return Job(start, end, self._guard.presidio.name, payload, read)
+    def _read(
+        self,
+        text: str,
+        normal: GrowingNormal | None,
+        lefts: Sequence[int],
+        results: Sequence[Sequence[Found]],
+    ) -> Answer:
+        """Presidio's results, each in the offsets of a window that begins at its place in `lefts`."""
+        values: list[Value] = []
+        for left, found in zip(lefts, results, strict=True):
+            for entity_type, start, end, score in found:
+                span = left + start, left + end
+                values.append((entity_type, *(span if normal is None else normal.span(*span)), score))
+        return self._answer(text, values)
 
     def _ask_names(self, text: str, window: Window) -> Job:
         guard = self._guard
@@ -229,6 +245,15 @@ class PiiExamination:
 
 def _search(plan: _Plan) -> ClusterSearch:
     return ClusterSearch(plan.patterns, plan.after, plan.quick)
+
+
+def _excerpt(plan: _Plan, form: str, group: Sequence[Match], threshold: float) -> tuple[int, Cluster]:
+    """A group as Presidio is shown it, and where its window begins."""
+    first = group[0].start
+    left = word_start(form, first - CONTEXT, first)
+    right = max(match.end + plan.after[match.pattern] for match in group)
+    candidates = tuple(Candidate(plan.places[m.pattern], m.start - left, m.end - left) for m in group)
+    return left, Cluster(form[left:right], candidates, threshold)
 
 
 def plausible(entity_type: str, text: str, start: int, end: int) -> tuple[int, int] | None:
