@@ -27,7 +27,8 @@ class Settings:
     """`classifier.json` of a checkpoint.
 
     `calibration`: per label the (a, b) of Platt's p = σ(a z + b); `tag_temperature` divides the tags'
-    logits; entities below `entity_floor` are not reported.
+    logits; entities below `entity_floor` are not reported. `implied`: label → the label it is a kind of,
+    whose score it can't exceed.
     """
 
     labels: tuple[str, ...]
@@ -38,6 +39,7 @@ class Settings:
     tag_temperature: float
     entity_floor: float
     thresholds: Mapping[str, Mapping[str, float]]
+    implied: Mapping[str, str]
 
     @classmethod
     def read(cls, path: Path) -> Settings:
@@ -52,14 +54,16 @@ class Settings:
                 float(content["tag_temperature"]),
                 float(content["entity_floor"]),
                 content.get("thresholds", {}),
+                content.get("implied", {}),
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ClassifierError(
                 f"{path}: not a classifier's settings ({error!r}); publish the checkpoint again"
             ) from error
-        if not 0 <= settings.overlap < settings.max_tokens - 2 or settings.calibration.keys() != set(
-            settings.labels
-        ):
+        known = set(settings.labels)
+        named = {*settings.implied.keys(), *settings.implied.values()}
+        windows_fit = 0 <= settings.overlap < settings.max_tokens - 2
+        if not windows_fit or settings.calibration.keys() != known or not named <= known:
             raise ClassifierError(
                 f"{path}: its windows or its calibration don't fit its labels; publish the checkpoint again"
             )
@@ -159,7 +163,10 @@ class OnnxClassifier:
         words = self._words(
             encoding.words, offsets, _softmax(np.concatenate(tags) / self._settings.tag_temperature)
         )
-        return Output(highest(scores), tuple(self._spans(text, words)))
+        labels = highest(scores)
+        for kind, parent in self._settings.implied.items():
+            labels[kind] = min(labels[kind], labels[parent])
+        return Output(labels, tuple(self._spans(text, words)))
 
     def _forward(self, ids: list[int], types: list[int]) -> tuple[Floats, Floats]:
         """Label logits `[L]` and, for the given tokens only, tag logits `[T, K]`."""

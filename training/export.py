@@ -24,6 +24,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from safetensors.numpy import load_file
 from transformers import BertConfig
 
+from training.data.safety import IMPLIED
 from training.errors import TrainingError
 
 OPSET = 20
@@ -203,6 +204,7 @@ def write_checkpoint(folder: Path, out: Path, calibration: Calibration, overlap:
         "calibration": {label: calibration.platt[label] for label in about["labels"]},
         "tag_temperature": calibration.tag_temperature,
         "entity_floor": calibration.entity_floor,
+        "implied": {label: parent for label, parent in IMPLIED.items() if label in about["labels"]},
         "thresholds": calibration.thresholds,
     }
     (out / "classifier.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")

@@ -20,6 +20,8 @@ from training.data.safety_short import short_attack, short_request
 
 TOXICITY_LABELS = ("toxicity", "obscene", "insult", "identity_attack", "threat")
 LABELS = (*TOXICITY_LABELS, "injection", "harm")
+IMPLIED = {"insult": "toxicity", "identity_attack": "toxicity", "threat": "toxicity"}
+"""Kinds of toxicity, in Jigsaw's definitions: a text is never more likely of a kind than toxic at all."""
 HELD_OUT = (
     "toxicity/surge_toxicity.jsonl.gz",
     "jailbreak/jbb_JBC_randomsearch.jsonl.gz",

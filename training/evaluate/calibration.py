@@ -14,7 +14,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from training.data.entities import TAGS, bio
-from training.data.safety import Example
+from training.data.safety import IMPLIED, Example
 from training.evaluate.scorer import Floats, Scorer, sigmoid, softmax
 from training.export import Calibration
 
@@ -33,26 +33,45 @@ def calibrate(folder: Path, graph: bytes, dev: Sequence[Example]) -> Calibration
     plain = [e for e in dev if e.labels]
     logits_BL = scorer.logits([e.text for e in plain])
     harmless = np.array([e.source in HARMLESS for e in plain])
-    platt, thresholds = {}, {}
+    platt: dict[str, tuple[float, float]] = {}
     for column, label in enumerate(scorer.labels):
         known = [i for i, e in enumerate(plain) if label in e.labels]
         truth = np.array([plain[i].labels[label] >= 0.5 for i in known])
         a, b = fit_platt(logits_BL[known, column], truth)
         platt[label] = (round(a, 5), round(b, 5))
-        p = sigmoid(a * logits_BL[harmless, column] + b)
-        thresholds[label] = {
-            f"{rate:g}": round(float(np.quantile(p, 1 - rate)), 5) for rate in FALSE_POSITIVE_RATES
-        }
+    scores = {
+        label: sigmoid(a * logits_BL[harmless, i] + b) for i, (label, (a, b)) in enumerate(platt.items())
+    }
+    for kind, parent in IMPLIED.items():
+        scores[kind] = np.minimum(scores[kind], scores[parent])
+    thresholds = {
+        label: {f"{rate:g}": round(float(np.quantile(p, 1 - rate)), 5) for rate in FALSE_POSITIVE_RATES}
+        for label, p in scores.items()
+    }
     marked = [e for e in dev if e.spans is not None and not e.labels]
     return Calibration(platt, tag_temperature=fit_temperature(scorer, marked), thresholds=thresholds)
 
 
 def fit_platt(logits: Floats, truth: Floats) -> tuple[float, float]:
-    """(a, b) of σ(a z + b) by maximum likelihood; the identity where only one class is there."""
+    """(a, b) of σ(a z + b) by maximum likelihood with a ≤ 1; the identity where only one class is there.
+
+    A slope above 1 would say that the model is surer on the dev rows than it shows; elsewhere it is not,
+    and labels whose dev rows are mostly synthetic would turn nearly every doubt into certainty.
+    """
     if truth.all() or not truth.any():
         return 1.0, 0.0
     model = LogisticRegression(C=100.0).fit(logits.reshape(-1, 1), truth)
-    return float(model.coef_[0, 0]), float(model.intercept_[0])
+    a, b = float(model.coef_[0, 0]), float(model.intercept_[0])
+    return (a, b) if a <= 1.0 else (1.0, _shift(logits, truth))
+
+
+def _shift(logits: Floats, truth: Floats) -> float:
+    """The b at which the mean of σ(z + b) is the share of positives (what maximum likelihood asks for)."""
+    low, high = -20.0, 20.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sigmoid(logits + middle).mean() < truth.mean() else (low, middle)
+    return (low + high) / 2
 
 
 def fit_temperature(scorer: Scorer, marked: Sequence[Example]) -> float:

@@ -33,7 +33,7 @@ from training.evaluate.metrics import (
     share,
     span_scores,
 )
-from training.evaluate.scorer import Scorer, sigmoid
+from training.evaluate.scorer import Scorer
 from training.export import load_graph
 from training.methods.classifier_config import ClassifierConfig
 from training.provenance import RECORD_NAME, RunRecord
@@ -178,8 +178,7 @@ def parity_rows(run: Path, folder: Path, data: SafetyData) -> Iterator[str]:
     truth = np.array([e.labels["toxicity"] for e in rows])
     logits = {name: scorer.logits([e.text for e in rows]) for name, scorer in scorers.items()}
     column = scorers["int8"].labels.index("toxicity")
-    platt = scorers["int8"].platt
-    p = {name: sigmoid(platt[:, 0] * z + platt[:, 1]) for name, z in logits.items()}
+    p = {name: scorers[name].calibrated(z) for name, z in logits.items()}
     difference = np.abs(p["int8"] - p["fp32"])
     mean, most = difference.mean(), np.quantile(difference, 0.99)
     yield f"Over all labels of {len(rows)} comments, scores differ by {mean:.4f} on average,"

@@ -53,6 +53,10 @@ class Scorer:
         self.size = int(about["max_tokens"]) - 2
         self.overlap = int(about.get("overlap", 32))
         self.platt = np.array([about.get("calibration", {}).get(label, (1.0, 0.0)) for label in self.labels])
+        self._implied = [
+            (self.labels.index(kind), self.labels.index(parent))
+            for kind, parent in about.get("implied", {}).items()
+        ]
         self.temperature = float(about.get("tag_temperature", 1.0))
         self.floor = float(about.get("entity_floor", 0.5))
         self._session = session(model)
@@ -93,7 +97,14 @@ class Scorer:
 
     def probabilities(self, texts: Sequence[str]) -> Floats:
         """`[B, L]`, calibrated."""
-        return sigmoid(self.platt[:, 0] * self.logits(texts) + self.platt[:, 1])
+        return self.calibrated(self.logits(texts))
+
+    def calibrated(self, logits_BL: Floats) -> Floats:
+        """Probabilities of logits; those of a kind at most those of what it is a kind of."""
+        p_BL = sigmoid(self.platt[:, 0] * logits_BL + self.platt[:, 1])
+        for kind, parent in self._implied:
+            p_BL[:, kind] = np.minimum(p_BL[:, kind], p_BL[:, parent])
+        return p_BL
 
     def spans(self, text: str) -> Spans:
         """Entities at or above the checkpoint's floor."""
