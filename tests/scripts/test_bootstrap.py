@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -88,6 +90,8 @@ def test_installs_the_lock_and_shows_its_steps(run: Run, checkout: Path) -> None
         assert step in done.stdout
     assert _installed(checkout, "little") == "1.0"
     assert _installed(checkout, "torch") == "2.13.0+cpu"
+    again = run("serve", "--device", "cpu", "--packages-only")
+    assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
 
 
 def test_a_lock_that_changed_replaces_what_is_installed(run: Run, checkout: Path, wheels: Path) -> None:
@@ -142,42 +146,57 @@ def test_an_old_python_is_told_what_to_install(checkout: Path, tmp_path: Path) -
 # ---- what decides whether and what to install ------------------------------------------------------------
 
 
-def test_the_stamp_covers_lock_interpreter_and_packaging(
-    checkout: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def here(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The checkout, as the place that `bootstrap` works in."""
     monkeypatch.setattr(bootstrap, "ROOT", checkout)
     monkeypatch.setattr(bootstrap, "REQUIREMENTS", checkout / "requirements")
-    lock = checkout / "requirements" / "serve.txt"
-    before = bootstrap.fingerprint(lock, editable=True)
-    assert bootstrap.fingerprint(lock, editable=True) == before
-    assert bootstrap.fingerprint(lock, editable=False) != before
-    (checkout / "pyproject.toml").write_text("[project]\nname = 'keel'\nversion = '1'\n")
-    after = bootstrap.fingerprint(lock, editable=True)
-    assert after != before
+    return checkout
+
+
+def _finish(venv: Path, lock: Path) -> None:
+    done = bootstrap.Installed(
+        lock.stem, bootstrap.packages_digest(lock), bootstrap.keel_digest(editable=True)
+    )
+    (venv / bootstrap.STAMP).write_text(json.dumps(asdict(done)))
+
+
+def test_the_digests_cover_lock_uv_and_packaging(here: Path) -> None:
+    lock = here / "requirements" / "serve.txt"
+    packages, keel = bootstrap.packages_digest(lock), bootstrap.keel_digest(editable=True)
+    assert bootstrap.packages_digest(lock) == packages
+    (here / "pyproject.toml").write_text("[project]\nname = 'keel'\nversion = '1'\n")
+    assert bootstrap.keel_digest(editable=True) != keel
+    assert bootstrap.packages_digest(lock) == packages
+    (here / "requirements" / "uv.txt").write_text("uv==0.0.1\n")
+    assert (after := bootstrap.packages_digest(lock)) != packages
     lock.write_text("little==1.1\n")
-    assert bootstrap.fingerprint(lock, editable=True) != after
+    assert bootstrap.packages_digest(lock) != after
 
 
-def test_nothing_is_done_where_the_stamp_is_current(
-    checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(bootstrap, "ROOT", checkout)
-    monkeypatch.setattr(bootstrap, "REQUIREMENTS", checkout / "requirements")
-    lock = checkout / "requirements" / "serve.txt"
-    stamp = checkout / ".venv" / bootstrap.STAMP
-    stamp.write_text(f"serve {bootstrap.fingerprint(lock, editable=True)}\n")
-    bootstrap.install(checkout / ".venv", lock, editable=True)
+def test_nothing_is_done_where_everything_is_in_place(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lock = here / "requirements" / "serve.txt"
+    _finish(here / ".venv", lock)
+    bootstrap.install(here / ".venv", lock, editable=True)
     assert capsys.readouterr().out == ""
 
 
-def test_an_environment_for_tests_also_serves(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bootstrap, "ROOT", checkout)
-    monkeypatch.setattr(bootstrap, "REQUIREMENTS", checkout / "requirements")
-    dev = checkout / "requirements" / "dev.txt"
+def test_a_stamp_without_its_interpreter_does_not_count(here: Path) -> None:
+    _finish(here / ".venv", here / "requirements" / "serve.txt")
+    assert bootstrap.installed(here / ".venv") is not None
+    (here / ".venv" / "bin" / "python").unlink()
+    assert bootstrap.installed(here / ".venv") is None
+    (here / ".venv" / bootstrap.STAMP).write_text("of an older release")
+    assert bootstrap.installed(here / ".venv") is None
+
+
+def test_an_environment_for_tests_also_serves(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dev = here / "requirements" / "dev.txt"
     dev.write_text("little==1.0\n")
-    (checkout / ".venv" / bootstrap.STAMP).write_text(f"dev {bootstrap.fingerprint(dev, editable=True)}\n")
-    bootstrap.install(checkout / ".venv", checkout / "requirements" / "serve.txt", editable=True)
-    assert bootstrap.installed_lock(checkout / ".venv") == dev
+    _finish(here / ".venv", dev)
+    bootstrap.install(here / ".venv", here / "requirements" / "serve.txt", editable=True)
+    assert capsys.readouterr().out == ""
+    assert bootstrap.installed(here / ".venv").lock == "dev"  # type: ignore[union-attr]
 
 
 def test_a_host_with_a_gpu_takes_the_cuda_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
