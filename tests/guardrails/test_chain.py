@@ -161,7 +161,7 @@ async def test_guards_of_a_stage_run_together() -> None:
     guards = [WordGuard(f"g{n}", "x", servable=f"s{n}") for n in range(5)]
     started = time.monotonic()
     await chain(guards, runner).judge([Part("user", "fine"), Part("tool", "more")])
-    assert time.monotonic() - started < 0.8 and len(runner.finished) == 10
+    assert time.monotonic() - started < 1.5 and len(runner.finished) == 10
 
 
 async def test_cancelling_the_request_cancels_its_jobs() -> None:
