@@ -22,6 +22,7 @@ from service.engine.vllm_command import VllmConfig
 from service.engine.vllm_process import ManagedVllm
 
 SERVED_NAME = "tiny"
+TOOLS = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -120,7 +121,7 @@ def vllm_server(vllm_checkpoint: Path) -> Iterator[VllmServer]:
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="vllm-fixture", daemon=True)
     thread.start()
-    child = ManagedVllm(VllmConfig(vllm_checkpoint, SERVED_NAME))
+    child = ManagedVllm(VllmConfig(vllm_checkpoint, SERVED_NAME, arguments=TOOLS))
 
     async def start() -> None:
         await child.start()
