@@ -21,6 +21,7 @@ import tldextract.tldextract
 from phonenumbers import phonenumberutil
 from phonenumbers.phonemetadata import PhoneMetadata
 
+from guardrails.classifier import scrubbed
 from guardrails.imports import without
 from guardrails.pii_wire import CandidatePattern, Cluster, Found
 
@@ -145,12 +146,13 @@ class PresidioServable:
             return [[self._judge(cluster) for cluster in clusters] for clusters in batch]
 
     def _judge(self, cluster: Cluster) -> list[Found]:
+        window = scrubbed(cluster.window)
         results: list[RecognizerResult] = []
         for index, start, end in cluster.candidates:
-            results += self._decide(self._rules[index], cluster.window, start, end)
+            results += self._decide(self._rules[index], window, start, end)
         results = [result for result in results if result.score > EntityRecognizer.MIN_SCORE]
         if results:
-            results = self._enhance(cluster.window, results)
+            results = self._enhance(window, results)
         results = [result for result in results if result.score >= cluster.threshold]
         kept = EntityRecognizer.remove_duplicates(results)
         return sorted(Found(r.entity_type, r.start, r.end, float(r.score)) for r in kept)

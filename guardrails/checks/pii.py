@@ -22,7 +22,7 @@ from guardrails import models
 from guardrails.build import GuardEnvironment
 from guardrails.classifier import Output
 from guardrails.clusters import ClusterSearch
-from guardrails.guard import Answer, Context, Job, Scope, Step
+from guardrails.guard import Answer, Context, Job, JobError, Scope, Step
 from guardrails.normalize import GrowingNormal, Normalized, charwise
 from guardrails.pii_entities import DEFAULT, KNOWN, NAMED, QUICK, RECOGNIZED
 from guardrails.pii_wire import Candidate, CandidatePattern, Cluster, Found
@@ -39,6 +39,9 @@ CONTEXT = 200
 
 MAX_GROUPS = 64
 """Groups that one job asks about."""
+
+MAX_GROUP_CHARACTERS = 20_000
+"""Of one group: two seconds' work for libphonenumber. A longer one is a guard that can't answer."""
 
 Value = tuple[str, int, int, float]
 """An entity type, a span of the examined text, and a score."""
@@ -249,7 +252,9 @@ def _search(plan: _Plan) -> ClusterSearch:
 
 def _excerpt(plan: _Plan, form: str, group: Sequence[Match], threshold: float) -> tuple[int, Cluster]:
     """A group as Presidio is shown it, and where its window begins."""
-    first = group[0].start
+    first, last = group[0].start, max(match.end for match in group)
+    if last - first > MAX_GROUP_CHARACTERS:
+        raise JobError("overloaded", f"{last - first} characters of digits and signs in one piece")
     left = word_start(form, first - CONTEXT, first)
     right = max(match.end + plan.after[match.pattern] for match in group)
     candidates = tuple(Candidate(plan.places[m.pattern], m.start - left, m.end - left) for m in group)

@@ -92,6 +92,7 @@ def test_a_spacy_pipeline_that_is_not_there_or_knows_no_names(tmp_path: Path) ->
         ner.serve_spacy(str(tmp_path / "blank"))
 
 
+@pytest.mark.slow
 def test_names_through_a_transformers_folder(tmp_path: Path) -> None:
     import torch
     from transformers import BertConfig, BertForTokenClassification, BertTokenizerFast

@@ -202,6 +202,12 @@ def test_a_text_full_of_personal_data_takes_few_jobs(workers: Workers) -> None:
     assert cleaned == "<EMAIL_ADDRESS>, " * 300
 
 
+def test_endless_digits_are_not_judged_and_fail_closed(workers: Workers) -> None:
+    moderator = Moderator([guard(workers, ner="none")], Context())
+    assert workers.moderate(moderator, "Here: " + "1 " * 15_000) == ""
+    assert {failure.reason for failure in moderator.verdict.failures} == {"overloaded"}
+
+
 class TestActions:
     TEXT = "Mail jane.doe@example.com now."
 
@@ -254,6 +260,7 @@ class TestDisguises:
             ("card 4111\u00a01111\u20111111\u20111111 ok", "card <CREDIT_CARD> ok"),
             ("ssn 078\u201105\u20111121.", "ssn <US_SSN>."),
             ("see(jane@example.com)there", "see(<EMAIL_ADDRESS>)there"),
+            ("\ud800 my email: jane@example.com \udfff", "\ud800 my email: <EMAIL_ADDRESS> \udfff"),
             ("почта иван@пример.рф тут", "почта <EMAIL_ADDRESS> тут"),
         ],
     )
