@@ -18,6 +18,7 @@ from typing import Any, Literal
 import structlog
 
 from guardrails.apply import apply
+from guardrails.apply_json import apply_json
 from guardrails.guard import Answer, Channel, Context, Guard, Job, JobError, JobRunner, Stage, Step
 from guardrails.masking import Vault
 from guardrails.verdict import Action, Failure, Finding, Verdict
@@ -356,5 +357,8 @@ def _conclude(part: Part, looks: Iterable[_Look], vault: Vault) -> PartResult:
     for look in looks:
         verdict = verdict.merge(look.verdict())
         reports.append(look.report())
-    text = apply(part.text, verdict, vault.placeholder) if verdict.action > Action.ALLOW else part.text
+    text = part.text
+    if verdict.action > Action.ALLOW:
+        change = apply_json if part.channel == "tool_arguments" else apply
+        text = change(text, verdict, vault.placeholder)
     return PartResult(part, verdict, text, tuple(reports))
