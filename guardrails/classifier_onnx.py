@@ -161,7 +161,7 @@ class OnnxClassifier:
             tags.append(tag_logits[covered - start : cut - start])
             covered = cut
         words = self._words(
-            encoding.words, offsets, _softmax(np.concatenate(tags) / self._settings.tag_temperature)
+            encoding.word_ids, offsets, _softmax(np.concatenate(tags) / self._settings.tag_temperature)
         )
         labels = highest(scores)
         for kind, parent in self._settings.implied.items():

@@ -88,7 +88,7 @@ class Scorer:
             np.max(labels, axis=0),
             np.concatenate(tags),
             offsets,
-            [w if w is not None else -1 for w in encoding.words],
+            [w if w is not None else -1 for w in encoding.word_ids],
         )
 
     def logits(self, texts: Sequence[str]) -> Floats:
