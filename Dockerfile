@@ -12,27 +12,28 @@ ARG PYTHON_IMAGE=python:3.12-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build
 WORKDIR /src
+ENV PIP_CACHE_DIR=/var/cache/build/pip UV_CACHE_DIR=/var/cache/build/uv UV_LINK_MODE=copy
 COPY pyproject.toml ./
 COPY requirements requirements
 COPY scripts scripts
 
 FROM build AS build-gateway
-RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=cache,target=/root/.cache \
-    UV_LINK_MODE=copy scripts/bootstrap gateway --venv /opt/keel --packages-only
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=cache,target=/var/cache/build \
+    scripts/bootstrap gateway --venv /opt/keel --packages-only
 COPY README.md LICENSE ./
 COPY policies policies
 COPY guardrails guardrails
 COPY training training
 COPY service service
-RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=cache,target=/root/.cache \
-    UV_LINK_MODE=copy scripts/bootstrap gateway --venv /opt/keel --no-editable \
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=cache,target=/var/cache/build \
+    scripts/bootstrap gateway --venv /opt/keel --no-editable \
     && /opt/keel/bin/python -m pip uninstall --quiet --yes uv pip
 
 FROM build AS build-engine
-RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=cache,target=/root/.cache \
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=cache,target=/var/cache/build \
     apt-get update -q \
     && apt-get install -q -y --no-install-recommends libnuma1 \
-    && UV_LINK_MODE=copy scripts/bootstrap serve --device cpu --venv /opt/keel --packages-only \
+    && scripts/bootstrap serve --device cpu --venv /opt/keel --packages-only \
     && /opt/keel/bin/python -m pip uninstall --quiet --yes uv pip
 
 # ---- what runs -----------------------------------------------------------------------------------------------
