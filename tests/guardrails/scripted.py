@@ -8,10 +8,17 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
 
+from hypothesis import settings
+
 from guardrails.guard import Answer, Context, Job, JobError, Scope, Step
 from guardrails.scan import Match, PatternSet, Scanner, StreamPattern
 from guardrails.segments import Segmenter
 from guardrails.verdict import Action, Finding
+
+
+def cases(number: int) -> settings:
+    """So many cases in the normal profile, and as many times more as a longer profile asks for."""
+    return settings(max_examples=number * settings().max_examples // 100)
 
 
 @cache

@@ -14,7 +14,7 @@ from guardrails.guard import Context, JobError
 from guardrails.moderate import READ_AHEAD, ChannelKey, ChoiceEnd, ChoiceEnded, Delta, Piece, moderate
 from guardrails.stream import Moderator
 from guardrails.verdict import Action, Failure
-from tests.guardrails.scripted import Rule, RuleGuard
+from tests.guardrails.scripted import Rule, RuleGuard, cases
 from tests.guardrails.test_stream_contract import guard_sets, moderated, texts
 
 BLOCK = Rule("bad", Action.BLOCK)
@@ -124,6 +124,7 @@ def replies(draw: st.DrawFn) -> tuple[list[Events], dict[ChannelKey, str]]:
     return batches, whole
 
 
+@cases(250)
 @given(replies(), guard_sets(), st.lists(st.integers(0, 5), min_size=1, max_size=4))
 def test_every_channel_gets_its_text_whatever_the_timing(
     reply: tuple[list[Events], dict[ChannelKey, str]], guards: list[RuleGuard], turns: list[int]
@@ -188,7 +189,7 @@ async def test_an_answer_releases_text_while_the_upstream_is_silent() -> None:
 
 async def test_the_upstream_is_read_on_beside_a_job_but_not_without_end() -> None:
     guards = [RuleGuard("g", [BLOCK], scope="segment")]
-    runner, upstream = Runner(guards), Upstream([[Delta(CONTENT, "word. " * 4_000)]] * 200)
+    runner, upstream = Runner(guards), Upstream([[Delta(CONTENT, "word " * 4_800)]] * 200)
     runner.gate.clear()
     batches = moderate(aiter(upstream), open_channel(guards), runner)
     first = asyncio.ensure_future(anext(batches))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from guardrails.expressions import analyse
 from guardrails.guard import JobError
 from guardrails.scan import Match, PatternError, PatternSet, Scanner, StreamPattern
+from tests.guardrails.scripted import cases
 
 ALPHABET = "ab1 \n"
 EXTENSIONS = ["".join(p) for n in (1, 2, 3) for p in itertools.product(ALPHABET, repeat=n)] + [
@@ -88,6 +89,7 @@ def seen(pattern: StreamPattern, text: str, start: int) -> object:
     return OPEN if end < 0 else ((start, end), match.groups()[:-1])
 
 
+@cases(300)
 @given(expressions(), st.lists(texts, min_size=1, max_size=3))
 def test_what_is_said_of_a_start_holds_in_every_extension(source: str, samples: list[str]) -> None:
     pattern = pattern_for(source)
@@ -119,6 +121,7 @@ def reference(source: str, text: str) -> list[tuple[int, int]]:
     return found
 
 
+@cases(300)
 @given(
     st.lists(expressions(), min_size=1, max_size=3),
     st.text(ALPHABET, max_size=40),

@@ -15,7 +15,7 @@ from guardrails.guard import Context, JobError
 from guardrails.segments import Segmenter
 from guardrails.stream import Moderator, PendingJob
 from guardrails.verdict import Action, Finding
-from tests.guardrails.scripted import Rule, RuleGuard
+from tests.guardrails.scripted import Rule, RuleGuard, cases
 
 PIECES = [
     "a", "b", "ab", "aab", "ba", "1", "12", "123-45", " ", "\n", ". ", "! ", "-", "@", "x@y.zz", "bad",
@@ -120,6 +120,7 @@ def answer(moderator: Moderator, job: PendingJob, guards: Sequence[RuleGuard]) -
     moderator.resolve(job, result)
 
 
+@cases(1_500)
 @given(st.data(), texts, guard_sets())
 def test_any_chunking_and_any_order_of_answers_releases_the_same_text(
     data: st.DataObject, text: str, guards: list[RuleGuard]
