@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 
 import pytest
@@ -94,8 +96,6 @@ def test_the_cuda_lock_has_the_same_engine_in_its_cuda_build() -> None:
 
 
 def test_the_environment_of_this_run_is_the_lock() -> None:
-    from importlib.metadata import version
-
     lock = _lock("cuda" if _has("vllm") else "dev")
     wrong = {
         name: (str(requirement.specifier), version(name))
@@ -107,13 +107,41 @@ def test_the_environment_of_this_run_is_the_lock() -> None:
 
 
 def _has(distribution: str) -> bool:
-    from importlib.metadata import PackageNotFoundError, version
-
     try:
         version(distribution)
     except PackageNotFoundError:
         return False
     return True
+
+
+@pytest.mark.parametrize(
+    ("name", "folders"),
+    [
+        ("serve", ("policies", "guardrails", "service")),
+        ("dev", ("training", "loadtests", "scripts", "tests")),
+    ],
+)
+def test_what_is_imported_is_in_the_lock(name: str, folders: tuple[str, ...]) -> None:
+    providers = packages_distributions()
+    own = {"policies", "guardrails", "service", "training", "loadtests", "scripts", "tests", "pip_settings"}
+    locked = _lock(name)
+    for file in (path for folder in folders for path in (ROOT / folder).rglob("*.py")):
+        for module in _imported(file) - own - sys.stdlib_module_names:
+            distributions = {canonicalize_name(found) for found in providers.get(module, ())}
+            assert distributions & locked.keys(), (
+                f"{file.relative_to(ROOT)} imports {module}: not in {name}.txt"
+            )
+
+
+def _imported(file: Path) -> set[str]:
+    """The top-level packages that a file imports anywhere in it."""
+    modules: list[str] = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            modules += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            modules.append(node.module)
+    return {module.partition(".")[0] for module in modules}
 
 
 # ---- nothing of one machine ------------------------------------------------------------------------------
