@@ -141,6 +141,8 @@ class JobRunner(Protocol):
 class JobError(Exception):
     """A job was not answered; `reason` is one of a small closed set, fit for a metric's label."""
 
-    def __init__(self, reason: Literal["timeout", "worker_died", "failed", "overloaded"], detail: str = "") -> None:
+    def __init__(
+        self, reason: Literal["timeout", "worker_died", "failed", "overloaded"], detail: str = ""
+    ) -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason

@@ -35,21 +35,23 @@ _EVERYTHING = sys.maxsize
 class _Look:
     """One guard at this text.
 
-    settled: what the guard itself is sure of; `limit` also counts its unanswered jobs.
+    settled: what the guard itself is sure of, its unanswered jobs aside.
     """
 
     guard: Guard
     examination: Examination | None = None
     settled: int = 0
-    limit: int = 0
-    pending: list[PendingJob] = field(default_factory=list)
+    pending: dict[PendingJob, None] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     scores: dict[str, float] = field(default_factory=dict)
     failure: Failure | None = None
     seconds: float = 0.0
 
-    def update_limit(self) -> None:
-        self.limit = min([self.settled, *(pending.job.start for pending in self.pending)])
+    def limit(self) -> int:
+        """Up to where the text may go, as far as this guard is concerned."""
+        if not self.pending:
+            return self.settled
+        return min(self.settled, min(pending.job.start for pending in self.pending))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,7 +107,7 @@ class Moderator:
                 look.examination = look.guard.examine(context)
             except Exception as error:
                 self._fail(look, 0, "failed", error)
-                look.limit = _EVERYTHING
+                look.settled = _EVERYTHING
 
     @property
     def held(self) -> int:
@@ -134,7 +136,7 @@ class Moderator:
         look, job = pending.look, pending.job
         if pending not in look.pending:
             return
-        look.pending.remove(pending)
+        del look.pending[pending]
         look.seconds += time.perf_counter() - pending.started
         try:
             if isinstance(result, JobError):
@@ -142,14 +144,13 @@ class Moderator:
             self._record(look, job.read(result), job.start)
         except Exception as error:
             self._fail(look, job.start, error.reason if isinstance(error, JobError) else "failed", error)
-        look.update_limit()
 
     def release(self) -> Release:
         """Everything that may go out now, and has not yet."""
         start = self._released
         if self._ended:
             return Release("", start, start, (), True, self._withheld)
-        settled = min((look.limit for look in self._looks), default=_EVERYTHING)
+        settled = min((look.limit() for look in self._looks), default=_EVERYTHING)
         settled = min(settled, len(self._text))
         cut_is_sure = self._cut <= settled
         limit = min(settled, self._cut)
@@ -185,15 +186,12 @@ class Moderator:
                 if any(job.start < before for job in step.jobs):
                     raise ValueError("a job for a region that was settled")
                 jobs = [PendingJob(job, self, look, started) for job in step.jobs]
-                look.pending += jobs
-            look.settled = look.limit = step.settled
-            if look.pending:
-                look.update_limit()
+                look.pending |= dict.fromkeys(jobs)
+            look.settled = step.settled
         except Exception as error:
             self._fail(look, before, error.reason if isinstance(error, JobError) else "failed", error)
             look.examination = None  # it has nothing more to say; its jobs may still answer
             look.settled = _EVERYTHING
-            look.update_limit()
         look.seconds += time.perf_counter() - started
         return jobs
 

@@ -188,7 +188,7 @@ async def test_an_answer_releases_text_while_the_upstream_is_silent() -> None:
 
 
 async def test_the_upstream_is_read_on_beside_a_job_but_not_without_end() -> None:
-    guards = [RuleGuard("g", [BLOCK], scope="segment")]
+    guards = [RuleGuard("g", [BLOCK], scope="segment", longest=300)]
     runner, upstream = Runner(guards), Upstream([[Delta(CONTENT, "word " * 4_800)]] * 200)
     runner.gate.clear()
     batches = moderate(aiter(upstream), open_channel(guards), runner)
