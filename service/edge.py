@@ -8,8 +8,8 @@ an error that OpenAI's SDKs understand. `Gate` turns away what must not reach th
 from __future__ import annotations
 
 import asyncio
+import random
 import re
-import secrets
 import time
 from collections.abc import Callable, Iterable
 from urllib.parse import urlsplit
@@ -21,12 +21,18 @@ from service.http import App, Call, ClientGone, MessageDict, Receive, Scope, Sen
 from service.limits import Limiter
 from service.openai import sse
 from service.openai.errors import ApiError, Forbidden, PayloadTooLarge, Unauthorized, Unavailable
-from service.telemetry.metrics import Metrics, http_counter
+from service.telemetry.metrics import Metrics, child
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 CLIENT_CLOSED_REQUEST = 499  # nginx's number for it; never sent, only counted
 OPEN_PATHS = frozenset({"/health/live", "/health/ready"})
+_ids = random.Random()  # noqa: S311 - these are names, not secrets
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+def new_id() -> str:
+    """A request's id: unique, not secret, and made without a system call."""
+    return f"req-{_ids.getrandbits(96):024x}"
 
 
 class Observe:
@@ -41,9 +47,10 @@ class Observe:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        given = header(scope, b"x-request-id")
+        received = dict(scope["headers"])
+        given = received.get(b"x-request-id")
         valid = given is not None and REQUEST_ID.fullmatch(given)
-        call = scope["keel"] = Call(given.decode() if valid and given else "req-" + secrets.token_hex(12))
+        call = scope["keel"] = Call(given.decode() if valid and given else new_id(), received)
 
         async def observed_send(message: MessageDict) -> None:
             if message["type"] == "http.response.start":
@@ -81,7 +88,7 @@ class Observe:
 
     def _record(self, scope: Scope, call: Call) -> None:
         status = CLIENT_CLOSED_REQUEST if call.client_gone else call.status
-        http_counter(self._metrics, call.route, _method(scope), status)()
+        child(self._metrics.http_requests, call.route, _method(scope), str(status)).inc()
         if self._access == "none" or (self._access == "errors" and status < 400):
             return
         self._log.info(

@@ -15,7 +15,7 @@ from service.catalog import Served
 from service.http import Call, Header
 from service.openai.errors import BadRequest
 from service.openai.types import ChatRequest, CompletionRequest
-from service.telemetry.metrics import Metrics
+from service.telemetry.metrics import Metrics, child
 
 Kind = Literal["chat", "text_completion"]
 PATHS: dict[Kind, str] = {"chat": "/v1/chat/completions", "text_completion": "/v1/completions"}
@@ -101,14 +101,14 @@ class Generation:
     def record(self, metrics: Metrics) -> None:
         """Count it, once it has ended."""
         call, name = self.call, self.served.name
-        metrics.requests.labels(name, call.state).inc()
+        child(metrics.requests, name, call.state).inc()
         error_type = call.error or ("" if call.state in ("finished", "blocked") else call.state)
         took = time.perf_counter() - call.started
-        metrics.request_duration.labels(self.kind, name, error_type).observe(took)
-        metrics.overhead.labels(name).observe(call.overhead())
+        child(metrics.request_duration, self.kind, name, error_type).observe(took)
+        child(metrics.overhead, name).observe(call.overhead())
         if self.first_token_at is not None and call.stream:
-            metrics.time_to_first_token.labels(self.kind, name).observe(self.first_token_at - call.started)
+            child(metrics.time_to_first_token, self.kind, name).observe(self.first_token_at - call.started)
         if self.usage.input:
-            metrics.token_usage.labels(self.kind, name, "input").observe(self.usage.input)
+            child(metrics.token_usage, self.kind, name, "input").observe(self.usage.input)
         if self.usage.output:
-            metrics.token_usage.labels(self.kind, name, "output").observe(self.usage.output)
+            child(metrics.token_usage, self.kind, name, "output").observe(self.usage.output)

@@ -19,6 +19,7 @@ Send = Callable[[MessageDict], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Header = tuple[bytes, bytes]
 
+ON_DISCONNECT = "keel.on_disconnect"  # in the scope: callbacks for the end of the connection
 JSON_TYPE: Header = (b"content-type", b"application/json")
 
 
@@ -41,6 +42,7 @@ class Call:
         "headers",
         "id",
         "policy",
+        "received",
         "route",
         "started",
         "state",
@@ -49,8 +51,9 @@ class Call:
         "upstream_s",
     )
 
-    def __init__(self, request_id: str) -> None:
+    def __init__(self, request_id: str, received: dict[bytes, bytes] | None = None) -> None:
         self.id = request_id
+        self.received = received or {}
         self.started = time.perf_counter()
         self.client_s = 0.0
         self.upstream_s = 0.0
@@ -70,11 +73,9 @@ class Call:
 
 
 def header(scope: Scope, name: bytes) -> bytes | None:
-    """The first value of a header; `name` in lower case."""
-    for key, value in scope["headers"]:
-        if key == name:
-            return bytes(value)
-    return None
+    """The value of a header, the last where it was sent several times; `name` in lower case."""
+    call: Call = scope["keel"]
+    return call.received.get(name)
 
 
 async def read_body(scope: Scope, receive: Receive, *, max_bytes: int, timeout: float) -> bytes:
@@ -153,10 +154,39 @@ async def send_error(send: Send, error: ApiError) -> None:
     await send_response(send, error.status, error.body(), (JSON_TYPE, *error.headers))
 
 
-async def watch_for_disconnect(call: Call, receive: Receive, task: asyncio.Task[Any] | None) -> None:
-    """Cancel `task` as soon as the client goes away. Run beside it, after the body was read."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    call.client_gone = True
-    if task is not None:
-        task.cancel()
+class Watch:
+    """Cancels a task as soon as its client goes away. Used as a context, after the body was read.
+
+    `service.protocol` tells at once, and for nothing. Under another server, `receive` has to be watched.
+    """
+
+    __slots__ = ("_call", "_receive", "_task", "_told", "_watcher")
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        self._call: Call = scope["keel"]
+        self._receive = receive
+        self._told: set[Callable[[], None]] | None = scope.get(ON_DISCONNECT)
+        self._task = asyncio.current_task()
+        self._watcher: asyncio.Task[None] | None = None
+
+    def __enter__(self) -> None:
+        if self._told is not None:
+            self._told.add(self._gone)
+        else:
+            self._watcher = asyncio.create_task(self._watch())
+
+    def __exit__(self, *_: object) -> None:
+        if self._told is not None:
+            self._told.discard(self._gone)
+        if self._watcher is not None:
+            self._watcher.cancel()
+
+    def _gone(self) -> None:
+        self._call.client_gone = True
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._gone()

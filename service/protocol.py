@@ -8,9 +8,11 @@ are bounded, and bytes that aren't HTTP get a JSON error.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from service.http import ON_DISCONNECT
 from service.openai.errors import ApiError, BadRequest, RequestTimeout, Unavailable
 
 
@@ -46,6 +48,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._in_head = True
         self._head_timer: asyncio.TimerHandle | None = None
+        self._on_disconnect: set[Callable[[], None]] = set()
         if len(self.connections) > self.max_connections:
             self._refuse(Unavailable("the gateway has as many connections as it can take", code="overloaded"))
             return
@@ -54,6 +57,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
         super().connection_lost(exc)
+        for tell in tuple(self._on_disconnect):
+            tell()
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
@@ -71,6 +76,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         self._in_head = True
         super().on_message_begin()
+        self.scope[ON_DISCONNECT] = self._on_disconnect  # type: ignore[literal-required]  # an extension
 
     def on_headers_complete(self) -> None:
         self._in_head = False

@@ -27,7 +27,7 @@ from service.openai.channels import ChatShape, ChoiceState, CompletionShape, Sha
 from service.openai.errors import UpstreamFailed, from_engine
 from service.report import Report, count, count_times
 from service.request import Examined
-from service.telemetry.metrics import Metrics
+from service.telemetry.metrics import Metrics, child
 
 SHAPES: dict[str, Shape] = {"chat": ChatShape(), "text_completion": CompletionShape()}
 KEPT = ("id", "created", "system_fingerprint", "service_tier")
@@ -46,7 +46,7 @@ class Releasing:
         self._report = examined.report
         self._runner = runner
         self._metrics = metrics
-        self._held = metrics.held_back.labels(self._served.name)
+        self._held = child(metrics.held_back, self._served.name)
         self._send = send
         self._shape = SHAPES[generation.kind]
         self._states: dict[int, ChoiceState] = {}
@@ -244,7 +244,7 @@ class Releasing:
             return
         status = self._report.status
         self._call.state = "blocked" if status == "blocked" else "finished"
-        self._metrics.verdicts.labels(self._served.name, "output", status).inc()
+        child(self._metrics.verdicts, self._served.name, "output", status).inc()
 
 
 def body_message(body: bytes, more: bool = True) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from guardrails.guard import Stage
 from guardrails.verdict import Action, Failure, Finding, Verdict
 from service.catalog import Served
 from service.conversation import Place
-from service.telemetry.metrics import Metrics
+from service.telemetry.metrics import Metrics, child
 
 Status = Literal["passed", "modified", "blocked"]
 
@@ -94,16 +94,16 @@ def _finding(finding: Finding) -> dict[str, Any]:
 def count(metrics: Metrics, stage: Stage, verdict: Verdict) -> None:
     """Findings and failures into the metrics."""
     for finding in verdict.findings:
-        metrics.findings.labels(finding.guard, finding.entity_type, finding.action.name.lower(), stage).inc()
+        child(metrics.findings, finding.guard, finding.entity_type, finding.action.name.lower(), stage).inc()
     for failure in verdict.failures:
-        metrics.guard_errors.labels(failure.guard, failure.reason, stage).inc()
+        child(metrics.guard_errors, failure.guard, failure.reason, stage).inc()
 
 
 def count_times(metrics: Metrics, stage: Stage, reports: Iterable[GuardReport]) -> None:
     """How long guards took, where they looked at all."""
     for report in reports:
         if report.state != "skipped" and not report.cached:
-            metrics.guard_duration.labels(report.guard, stage).observe(report.ms / 1e3)
+            child(metrics.guard_duration, report.guard, stage).observe(report.ms / 1e3)
 
 
 def render_guard(report: GuardReport) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from service.engine.errors import UpstreamError
 from service.generation import Generation
 from service.openai.errors import ContentFiltered, from_engine
 from service.report import Report, count, count_times
-from service.telemetry.metrics import Metrics
+from service.telemetry.metrics import Metrics, child
 
 T = TypeVar("T")
 
@@ -118,7 +118,7 @@ def _conclude(generation: Generation, examined: Examined, result: ChainResult, m
         count_times(metrics, "input", part.reports)
     if not result.action.withholds:
         return
-    metrics.verdicts.labels(served.name, "input", "blocked").inc()
+    child(metrics.verdicts, served.name, "input", "blocked").inc()
     if served.spec.on_input_block == "refuse":
         raise Refusal
     detail = f" by the guard {report.culprit()!r}" if served.spec.expose != "none" else ""

@@ -11,7 +11,7 @@ from guardrails.runtime import Runtime
 from service import passthrough
 from service.catalog import Catalog, Served
 from service.generation import Generation, Kind
-from service.http import Call, Receive, Scope, Send, header, parse_json, read_body, watch_for_disconnect
+from service.http import Call, Receive, Scope, Send, Watch, header, parse_json, read_body
 from service.limits import Limiter
 from service.openai.errors import ApiError, BadRequest
 from service.openai.types import ChatRequest, CompletionRequest
@@ -50,9 +50,9 @@ class GenerationEndpoint:
             scope, receive, max_bytes=self._limits.max_body_bytes, timeout=self._limits.body_timeout_s
         )
         generation = self._understand(scope, call, body)
-        watcher = asyncio.create_task(watch_for_disconnect(call, receive, asyncio.current_task()))
         try:
-            await self._answer(generation, send)
+            with Watch(scope, receive):
+                await self._answer(generation, send)
         except asyncio.CancelledError:
             call.state = "aborted"  # by the client, or by the end of the gateway
             raise
@@ -64,7 +64,6 @@ class GenerationEndpoint:
             call.state, call.error = "failed", "internal_error"
             raise
         finally:
-            watcher.cancel()
             generation.record(self._metrics)
             if call.caller is not None and call.caller.limited:
                 await self._limiter.charge(call.caller, generation.usage.input + generation.usage.output)

@@ -8,7 +8,7 @@ from guardrails.pool import WorkerEvent
 from guardrails.runtime import Observer
 from service.engine.errors import Refused, UpstreamError
 from service.engine.observer import ChildState, CircuitState
-from service.telemetry.metrics import FINE, FIRST_TOKEN, SECONDS, Metrics
+from service.telemetry.metrics import FINE, FIRST_TOKEN, SECONDS, Metrics, child
 
 CIRCUITS: dict[CircuitState, int] = {"closed": 0, "half_open": 1, "open": 2}
 
@@ -54,7 +54,7 @@ class EngineMetrics:
 
     def in_flight(self, upstream: str, count: int) -> None:
         """So many requests are now with this upstream."""
-        self._in_flight.labels(upstream).set(count)
+        child(self._in_flight, upstream).set(count)
 
     def waiting(self, count: int) -> None:
         """So many requests now wait for a slot."""
@@ -62,28 +62,28 @@ class EngineMetrics:
 
     def first_byte(self, upstream: str, seconds: float) -> None:
         """A stream's first event came so long after its request was sent."""
-        self._first_byte.labels(upstream).observe(seconds)
+        child(self._first_byte, upstream).observe(seconds)
 
     def finished(self, upstream: str, error: UpstreamError | None, seconds: float) -> None:
         """One attempt ended."""
-        self._attempts.labels(upstream, type(error).__name__ if error else "ok").observe(seconds)
+        child(self._attempts, upstream, type(error).__name__ if error else "ok").observe(seconds)
 
     def retried(self, upstream: str, error: UpstreamError) -> None:
         """This error is answered by another attempt."""
-        self._retries.labels(upstream, type(error).__name__).inc()
+        child(self._retries, upstream, type(error).__name__).inc()
 
     def refused(self, error: Refused) -> None:
         """A request was not sent at all."""
-        self._refused.labels(type(error).__name__).inc()
+        child(self._refused, type(error).__name__).inc()
 
     def circuit(self, upstream: str, state: CircuitState) -> None:
         """The upstream's circuit changed."""
-        self._circuit.labels(upstream).set(CIRCUITS[state])
+        child(self._circuit, upstream).set(CIRCUITS[state])
 
     def child(self, name: str, state: ChildState, restarts: int) -> None:
         """A managed vLLM changed its state."""
-        self._child_up.labels(name).set(state == "ready")
-        self._restarts.labels(name).set(restarts)
+        child(self._child_up, name).set(state == "ready")
+        child(self._restarts, name).set(restarts)
 
 
 class RuntimeMetrics(Observer):
@@ -114,13 +114,13 @@ class RuntimeMetrics(Observer):
 
     def on_batch(self, servable: str, size: int, seconds: float) -> None:
         """A batch came back."""
-        self._batch_size.labels(servable).observe(size)
-        self._batch_time.labels(servable).observe(seconds)
+        child(self._batch_size, servable).observe(size)
+        child(self._batch_time, servable).observe(seconds)
 
     def on_job(self, servable: str, outcome: str, seconds: float) -> None:
         """A job ended for one caller."""
-        self._jobs.labels(servable, outcome).inc()
+        child(self._jobs, servable, outcome).inc()
 
     def on_worker(self, event: WorkerEvent, pid: int, detail: str) -> None:
         """Something happened to a worker."""
-        self._workers.labels(event).inc()
+        child(self._workers, event).inc()
