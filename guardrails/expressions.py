@@ -57,6 +57,7 @@ _REFUSED_GROUPS = (
     (re.compile(r"\(\?\|"), "branch-reset groups", "use plain groups (?:…)"),
     (re.compile(r"\(\?(?:R|[+-]?\d|&|P>)"), "recursive and called groups", "write the repetition out"),
     (re.compile(r"\(\*"), "backtracking verbs", "leave the verb out"),
+    (re.compile(r"\(\?#"), "comments in groups", "leave the comment out, or set the flag x and use #"),
 )
 
 
@@ -88,7 +89,7 @@ class _Rewriter:
     position: int = 0
     out: list[str] = field(default_factory=list)
     groups: list[_Group] = field(default_factory=list)
-    refers_to_groups: bool = False
+    names_or_numbers: bool = False  # of groups matter to it
     at_start: bool = True  # nothing has been consumed on the way here
 
     def fail(self, what: str, instead: str) -> PatternError:
@@ -170,7 +171,7 @@ class _Rewriter:
         text = self.source[self.position : end]
         if len(text) > 3:
             raise self.fail(f"the octal escape {text}", r"write it as \xNN or \uNNNN")
-        self.refers_to_groups = True
+        self.names_or_numbers = True
         self.take_probed(text)
 
     def end_of_set(self) -> int:
@@ -203,15 +204,11 @@ class _Rewriter:
 
     def open_group(self) -> None:
         source, start = self.source, self.position
-        if source.startswith("(?#", start):
-            end = source.find(")", start)
-            self.position = len(source) if end < 0 else end + 1
-            return
         for expression, what, instead in _REFUSED_GROUPS:
             if expression.match(source, start):
                 raise self.fail(what, instead)
         if named := _NAMED_REFERENCE.match(source, start):
-            self.refers_to_groups = True
+            self.names_or_numbers = True
             self.take_probed(named[0])
             return
         scoped = _SCOPED_FLAGS.match(source, start)
@@ -223,6 +220,7 @@ class _Rewriter:
             if _GLOBAL_FLAGS.match(source, start):
                 raise self.fail("flags in mid-expression", "put them at its start, or write (?i:…)")
             raise self.fail(f"the group {source[start : start + 4]}…", "use a plain group (?:…)")
+        self.names_or_numbers |= text.endswith(">") and text != "(?>"
         look_behind, look_ahead = text in ("(?<=", "(?<!"), text in ("(?=", "(?!")
         backward = look_behind or (not look_ahead and bool(self.groups) and self.groups[-1].backward)
         probed_before = look_behind and not self.at_start
@@ -280,12 +278,16 @@ class _Rewriter:
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """An expression taken apart: global flags, the body without them, and the body's hold form."""
+    """An expression taken apart: global flags, the body without them, and the body's hold form.
+
+    joinable: whether it may stand beside others in one alternation. Group numbers would shift there, names
+        might clash, and some flags can't be set for a part.
+    """
 
     flags: str
     body: str
     hold: str
-    refers_to_groups: bool
+    joinable: bool
 
     @property
     def plain(self) -> str:
@@ -315,4 +317,5 @@ def analyse(source: str) -> Expression:
     text = source + "\n" if "x" in flags else source
     rewriter = _Rewriter(text, verbose="x" in flags, position=start)
     rewriter.run()
-    return Expression(flags, text[start:], "".join(rewriter.out), rewriter.refers_to_groups)
+    joinable = not rewriter.names_or_numbers and not set(flags) & set("aux")
+    return Expression(flags, text[start:], "".join(rewriter.out), joinable)

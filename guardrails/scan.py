@@ -78,21 +78,15 @@ class PatternSet:
         if len(self.patterns) == 1:
             return self.patterns[0].watching
         expressions = [pattern.expression for pattern in self.patterns]
-        # Joined, group numbers would shift; and flags that can't be scoped would reach all.
-        if not expressions or any(e.refers_to_groups or set(e.flags) & set("aux") for e in expressions):
+        if not expressions or not all(expression.joinable for expression in expressions):
             return None
-        either = "|".join(f"(?{e.flags}:{_unnamed(e.hold)})" for e in expressions)
+        either = "|".join(f"(?{e.flags}:{e.hold})" for e in expressions)
         return regex.compile(watching(either), regex.VERSION0)
 
     @property
     def joint(self) -> regex.Pattern[str] | None:
         """Watches for all patterns at once; None where that can't be."""
         return self._joint
-
-
-def _unnamed(body: str) -> str:
-    """Group names may be used once in an expression; without references they can all go."""
-    return regex.sub(r"(\\.)|\(\?P?<(?![=!])[A-Za-z_]\w*>", lambda m: m[1] or "(?:", body, flags=regex.DOTALL)
 
 
 class Scanner:
