@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
+import time
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ from typing import Any
 import pytest
 
 from guardrails.build import GuardEnvironment
-from guardrails.guard import Guard, JobError
+from guardrails.guard import JobError
 from guardrails.models import EMBEDDED, classifier
 from guardrails.runtime import Runtime, ServableSpec
 from guardrails.stream import Moderator, PendingJob
@@ -51,6 +54,29 @@ class Workers:
         except JobError as error:
             return error
 
+    def kill_at_work(self, moderator: Moderator, text: str) -> None:
+        """Feed a text, and end the worker by `kill -9` while it has the text's jobs."""
+        (worker,) = self.runtime.workers()
+        os.kill(worker.pid, signal.SIGSTOP)
+        jobs = moderator.feed(text, final=True)
+        asked = [
+            asyncio.run_coroutine_threadsafe(
+                self.runtime.run(pending.job.servable, pending.job.payload, 60), self._loop
+            )
+            for pending in jobs
+        ]
+        try:
+            for _ in range(1000):
+                if self.runtime.workers()[0].state == "busy":
+                    break
+                time.sleep(0.01)
+            else:
+                raise AssertionError("the worker was given nothing to do")
+        finally:
+            os.kill(worker.pid, signal.SIGKILL)
+        for pending, answer in zip(jobs, asked, strict=True):
+            moderator.resolve(pending, answer.exception(60))
+
     def resolve(self, moderator: Moderator, pending: PendingJob) -> None:
         moderator.resolve(pending, self.run(pending.job.servable, pending.job.payload))
 
@@ -73,7 +99,3 @@ def workers() -> Iterator[Workers]:
     started = Workers()
     yield started
     started.close()
-
-
-def servables_of(guards: list[Guard]) -> set[str]:
-    return {name for guard in guards for name in guard.servables}

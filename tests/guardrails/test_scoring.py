@@ -152,6 +152,18 @@ class TestInjection:
 
 
 class TestTogether:
+    def test_a_worker_that_is_killed_at_work_is_no_worker_that_passed(self, workers: Workers) -> None:
+        for on_error, text, released in (
+            ("block", "First " + KIND, ""),
+            ("allow", "Then " + KIND, "Then " + KIND),
+        ):
+            moderator = Moderator([toxic(workers, on_error=on_error)], Context())
+            workers.kill_at_work(moderator, text)
+            assert moderator.release().text == released
+            assert {failure.reason for failure in moderator.verdict.failures} == {"worker_died"}
+            fresh = Moderator([toxic(workers)], Context())
+            assert workers.moderate(fresh, KIND + PLAIN) == KIND + PLAIN
+
     @pytest.mark.parametrize("stage", ["input", "output"])
     def test_guards_on_one_checkpoint_ask_the_same_thing(self, workers: Workers, stage: Any) -> None:
         """So that a text costs one pass, whichever of them are in a policy."""

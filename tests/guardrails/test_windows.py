@@ -9,9 +9,8 @@ from guardrails.guard import Context
 from guardrails.normalize import charwise
 from guardrails.windows import SEGMENT_CONTEXT, WHOLE_OVERLAP, WHOLE_PIECE, Window, Windows
 
-words = st.sampled_from(
-    ["a", "word", "longer words", ". ", "! ", " ", "\n", "é", "\u200b", "x" * 90, "。", "’"]
-)
+WORDS = ["a", "word", "longer words", ". ", "! ", " ", "\n", "é", "\u200b", "x" * 90, "。", "’"]
+words = st.sampled_from(WORDS)
 texts = st.lists(words, max_size=60).map("".join)
 long_texts = st.lists(st.sampled_from(["lorem ipsum ", "x" * 700, ". ", "\n", "é"]), max_size=40).map("".join)
 
