@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -45,7 +46,9 @@ def starter_conversations(count: int, seed: int) -> Iterator[Conversation]:
     """`count` conversations, a pure function of the arguments (and of `digest`)."""
     chance = random.Random(f"starter/{seed}")
     smalltalk = _load("smalltalk.yaml")
-    generators = {**knowledge_exchanges(_load("answers.yaml")), **personal_exchanges()}
+    answers = _load("answers.yaml")
+    vocabulary = sorted(set(re.findall(r"[a-z]{2,}", str(answers))))
+    generators = {**knowledge_exchanges(answers), **personal_exchanges(vocabulary)}
     kinds: list[Callable[[random.Random], Exchange]] = [lambda r: _smalltalk(r.choice(smalltalk), r)]
     weights = [7.0]
     for generate, weight in generators.items():

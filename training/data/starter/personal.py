@@ -21,20 +21,25 @@ from training.data.starter.words import (
     Generator,
     indefinite,
     sentence_case,
+    unheard_name,
 )
 
 
-def personal_exchanges() -> dict[Generator, float]:
-    """Exchanges that use what the user says: names, addresses, sentences, sums."""
+def personal_exchanges(vocabulary: list[str]) -> dict[Generator, float]:
+    """Each generator with its weight; `vocabulary` is what words to repeat are drawn from."""
+
+    def echo(r: random.Random) -> Exchange:
+        return _echo(r, " ".join(r.choices(vocabulary, k=r.randint(1, 8))))
+
     return {
-        _name: 1.2,
+        _name: 2.0,
         _contact: 2.5,
-        _echo: 2.0,
-        _note: 1.5,
-        _story: 1.5,
-        _sum: 1.0,
+        echo: 3.5,
+        _note: 2.0,
+        _story: 1.2,
+        _sum: 0.8,
         _taste: 1.0,
-        _plan: 1.0,
+        _plan: 1.5,
     }
 
 
@@ -78,7 +83,7 @@ def _contact(r: random.Random) -> Exchange:
             f"What is my {kind}?",
             f"Your {kind} is {value}.",
         )
-    name, place = _person(r), r.choice(PLACES)
+    name, place = _person(r), _place(r)
     facts = [f"my name is {name}", f"my {kind} is {value}"]
     return (
         f"{sentence_case(facts[0])} and {facts[1]}. I live in {place}.",
@@ -86,8 +91,8 @@ def _contact(r: random.Random) -> Exchange:
     )
 
 
-def _echo(r: random.Random) -> Exchange:
-    said = r.choice([_sentence(r), _sentence(r), _detail(r)[1], " ".join(r.sample(ANIMALS + ADJECTIVES, 3))])
+def _echo(r: random.Random, words: str) -> Exchange:
+    said = r.choice([_sentence(r), _detail(r)[1], unheard_name(r), words, words, sentence_case(words) + "."])
     asked = r.choice(
         [
             "Repeat after me: {}",
@@ -235,7 +240,7 @@ def _taste(r: random.Random) -> Exchange:
 
 def _plan(r: random.Random) -> Exchange:
     place, day, who = (
-        r.choice(PLACES),
+        _place(r),
         r.choice(DAYS),
         r.choice(["friend", "sister", "brother", "mother", "father"]),
     )
@@ -267,8 +272,20 @@ def _plan(r: random.Random) -> Exchange:
     return told, reply, asked, answer
 
 
+def _first(r: random.Random) -> str:
+    return r.choice(NAMES) if r.random() < 0.4 else unheard_name(r)
+
+
+def _last(r: random.Random) -> str:
+    return r.choice(SURNAMES) if r.random() < 0.4 else unheard_name(r)
+
+
+def _place(r: random.Random) -> str:
+    return r.choice(PLACES) if r.random() < 0.5 else unheard_name(r)
+
+
 def _person(r: random.Random) -> str:
-    first, last = r.choice(NAMES), r.choice(SURNAMES)
+    first, last = _first(r), _last(r)
     return r.choice([first, first, f"{first} {last}", f"<PERSON_{r.choice((1, 1, 2))}>"])
 
 
@@ -279,7 +296,7 @@ def _detail(r: random.Random) -> tuple[str, str]:
     phone = r.choice(["{}{}{}-{}{}{}-{}{}{}{}", "({}{}{}) {}{}{}-{}{}{}{}", "{}{}{}{}{}{}{}{}{}{}"]).format(
         *digits
     )
-    first, last = r.choice(NAMES).lower(), r.choice(SURNAMES).lower()
+    first, last = _first(r).lower(), _last(r).lower()
     mail = r.choice([f"{first}.{last}", first, f"{first}{digits[0]}{digits[1]}", f"{first[0]}{last}"])
     mail += "@" + r.choice(DOMAINS)
     masked = r.random() < 0.5
@@ -290,7 +307,7 @@ def _detail(r: random.Random) -> tuple[str, str]:
             ("phone number", f"<PHONE_NUMBER_{number}>" if masked else phone),
             (
                 "address",
-                f"<LOCATION_{number}>" if masked else f"{r.randint(1, 99)} {r.choice(SURNAMES)} Street",
+                f"<LOCATION_{number}>" if masked else f"{r.randint(1, 99)} {_last(r)} Street",
             ),
         ]
     )
@@ -300,9 +317,9 @@ def _sentence(r: random.Random) -> str:
     return r.choice(
         [
             f"The {r.choice(ADJECTIVES)} {r.choice(ANIMALS)} {r.choice(VERBS)} {r.choice(WHERE)}.",
-            f"{r.choice(NAMES)} found {r.choice(THINGS)} {r.choice(WHERE)}.",
-            f"I will see {r.choice(NAMES)} in {r.choice(PLACES)} on {r.choice(DAYS)}.",
-            f"{r.choice(NAMES)} and {r.choice(NAMES)} talk about {r.choice(EVENTS)}.",
+            f"{_first(r)} found {r.choice(THINGS)} {r.choice(WHERE)}.",
+            f"I will see {_first(r)} in {_place(r)} on {r.choice(DAYS)}.",
+            f"{_first(r)} and {_first(r)} talk about {r.choice(EVENTS)}.",
             f"We have {r.choice(NUMBERS)} {r.choice(ANIMALS)}s and {r.choice(THINGS)}.",
         ]
     )

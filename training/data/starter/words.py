@@ -37,6 +37,19 @@ NUMBERS = (
 ).split()
 
 
+_ONSETS = "b br c ch d f fr g gr h j k kl l m n p r s sh st t th v w y z".split()
+_VOWELS = "a e i o u ai ee ia ei ou".split()
+_CODAS = ["", "", "", "l", "n", "r", "s", "m", "ck", "nd", "tt"]
+
+
+def unheard_name(r: random.Random) -> str:
+    """A made-up name: what is copied must be read, not recalled."""
+    syllables = (
+        r.choice(_ONSETS) + r.choice(_VOWELS) + r.choice(_CODAS) for _ in range(r.choice((1, 2, 2, 3)))
+    )
+    return "".join(syllables).capitalize()
+
+
 def enumerate_words(items: list[str]) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
