@@ -41,7 +41,8 @@ class TorchClassifier:
         positions = getattr(model.config, "max_position_embeddings", MAX_TOKENS)
         # RoBERTa's positions begin after its padding index, so two of them are lost.
         limit = min(MAX_TOKENS, positions - 2, tokenizer.model_max_length)
-        self._size = int(limit) - tokenizer.num_special_tokens_to_add()
+        self._before, self._after = _special_tokens(tokenizer)
+        self._size = int(limit) - len(self._before) - len(self._after)
         if self._size <= OVERLAP:
             raise ClassifierError(f"a classifier that reads only {limit} tokens at a time is not supported")
 
@@ -59,10 +60,18 @@ class TorchClassifier:
         )
 
     def _forward(self, ids: list[int]) -> Scores:
-        whole = self._tokenizer.build_inputs_with_special_tokens(ids)
+        whole = [*self._before, *ids, *self._after]
         with self._torch.inference_mode():
             logits = self._model(input_ids=self._torch.tensor([whole])).logits[0]
         return dict(zip(self._labels, self._activate(logits).tolist(), strict=True))
+
+
+def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """What the tokenizer puts before and after a text's own tokens."""
+    whole: list[int] = tokenizer("a")["input_ids"]
+    own: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
+    at = next(i for i in range(len(whole)) if whole[i : i + len(own)] == own)
+    return whole[:at], whole[at + len(own) :]
 
 
 def load_transformers(folder: Path) -> TorchClassifier:

@@ -27,11 +27,11 @@ def test_auc_and_average_precision() -> None:
 def test_bootstrap_intervals_hold_the_true_value_about_as_often_as_they_say() -> None:
     rng = np.random.default_rng(0)
     held = 0
-    for trial in range(60):
+    for trial in range(30):
         truth = np.repeat([0.0, 1.0], 100)
-        figure = bootstrap(auc, truth, rng.normal(truth, 1.0), seed=trial, resamples=100)
+        figure = bootstrap(auc, truth, rng.normal(truth, 1.0), seed=trial, resamples=60)
         held += figure.low <= 0.7602 <= figure.high  # the normal distribution function at 1 / sqrt 2
-    assert held >= 50
+    assert held >= 25
 
 
 def test_wilson_interval() -> None:
