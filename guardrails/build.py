@@ -59,6 +59,15 @@ class NeedsServables(Protocol):
         ...
 
 
+@runtime_checkable
+class Preparable(Protocol):
+    """A guard with work that is better done before its first text."""
+
+    def prepare(self) -> None:
+        """Do it. Called once its servables run; may take a second."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class GuardSet:
     """A policy's guards, in the policy's order, and what must run in the workers for them."""
@@ -66,6 +75,12 @@ class GuardSet:
     input: tuple[Guard, ...] = ()
     output: tuple[Guard, ...] = ()
     servables: Mapping[str, ServableSpec] = field(default_factory=lambda: MappingProxyType({}))
+
+    def prepare(self) -> None:
+        """Let the guards do what they can before the first request. Not for the event loop."""
+        for guard in (*self.input, *self.output):
+            if isinstance(guard, Preparable):
+                guard.prepare()
 
 
 def build_guards(policy: PolicySpec, env: GuardEnvironment) -> GuardSet:

@@ -7,7 +7,7 @@ keep the one they began with.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from guardrails.build import GuardEnvironment, GuardSet, build_guards
@@ -104,6 +104,7 @@ class Catalog:
                 except BaseException:
                     starting.cancel()
                     raise
+                await asyncio.to_thread(_prepare, [served.guards for served in fresh.values()])
                 self._served = fresh
             finally:
                 self._engines.retire([served.target.engine for served in self._served.values()])
@@ -131,3 +132,8 @@ class Catalog:
             self._metrics.policy_info.labels(served.name, served.policy.digest).set(1)
             name, _, digest = served.target.checkpoint.partition("@")
             self._metrics.checkpoint_info.labels(name, digest).set(1)
+
+
+def _prepare(guards: Iterable[GuardSet]) -> None:
+    for guard_set in guards:
+        guard_set.prepare()

@@ -83,3 +83,18 @@ def test_guards_share_servables_only_if_they_mean_the_same() -> None:
         collect_servables([_Guard("a", {"clf": one}), _Guard("b", {"clf": other})])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="uses servables it doesn't describe: ghost"):
         collect_servables([_Guard("a", {}, {"ghost"})])  # type: ignore[list-item]
+
+
+def test_guards_are_prepared_once_their_servables_describe_themselves() -> None:
+    """The pii guard compiles what Presidio searches for before the first request, not during it."""
+    asked: list[str] = []
+
+    def describe(servable: str) -> Any:
+        asked.append(servable)
+        return ()
+
+    env = GuardEnvironment(Registry(CHECKPOINTS), hash_key=b"k", describe=describe)
+    guards = build_guards(policy(input=[{"guard": "secrets"}, {"guard": "pii", "ner": "none"}]), env)
+    assert asked == []
+    guards.prepare()
+    assert asked == list(guards.servables)
