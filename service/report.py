@@ -56,20 +56,21 @@ class Report:
             "policy": {"name": served.name, "digest": served.policy.digest},
             "checkpoint": served.target.checkpoint,
         }
+        # Told in a summary too: what a failed guard has not examined must not look as if it had passed.
+        field_["failures"] = [
+            {
+                "stage": stage,
+                "guard": failure.guard,
+                "reason": failure.reason,
+                "action": failure.action.name.lower(),
+            }
+            for stage, failure in self.failures
+        ]
         if expose == "findings":
             field_["input"] = [{"param": param, **_finding(finding)} for param, finding in self.input]
             field_["output"] = [
                 {"choice": choice, "channel": channel, **_finding(finding)}
                 for choice, channel, finding in self.output
-            ]
-            field_["failures"] = [
-                {
-                    "stage": stage,
-                    "guard": failure.guard,
-                    "reason": failure.reason,
-                    "action": failure.action.name.lower(),
-                }
-                for stage, failure in self.failures
             ]
         return field_
 

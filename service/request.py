@@ -74,6 +74,8 @@ async def beside_engine(
             await asyncio.wait({engine, judging}, return_when=asyncio.FIRST_COMPLETED)
             if judging.done() or engine.exception() is None:
                 _conclude(generation, examined, await judging, metrics)
+        if generation.served.guards.input:
+            child(metrics.verdicts, generation.served.name, "input", examined.report.status).inc()
         return await engine
     except UpstreamError as error:
         raise from_engine(error) from error

@@ -37,5 +37,7 @@ class JsonEndpoint(Generic[M]):
             request = self._adapter.validate_python(payload)
         except ValidationError as error:
             raise explain(error) from None
-        answer = await self._handle(scope["keel"], request, payload)
+        call: Call = scope["keel"]
+        answer = await self._handle(call, request, payload)
+        call.state = "finished"
         await send_response(send, 200, answer if isinstance(answer, bytes) else orjson.dumps(answer))

@@ -80,7 +80,7 @@ class Aligner:
             if _whole(rest, size):
                 found = tuple(self._waiting.popleft() for _ in range(count + 1))
                 self._begun = 0
-                return size, found if not begun else found[1:]
+                return size, () if begun else found  # of a token begun before, only the rest is here
         return self._partial(rest, len(rest))
 
     def _partial(self, rest: bytes, size: int) -> tuple[int, tuple[Entry, ...]]:

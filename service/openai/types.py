@@ -22,7 +22,9 @@ def _integral(value: Any) -> Any:
 
 Str = Annotated[str, Strict()]
 Bool = Annotated[bool, Strict()]
-Integer = Annotated[int, Strict(), BeforeValidator(_integral)]
+Integer = Annotated[
+    int, Strict(), BeforeValidator(_integral), Field(ge=-(2**63), le=2**63 - 1)  # what engines can count with
+]
 Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
 TokenId = Annotated[Integer, Field(ge=0)]
 ModelName = Annotated[

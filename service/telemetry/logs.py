@@ -123,7 +123,7 @@ def configure(
         logger_factory=lambda *_: _Sink(writer),
         cache_logger_on_first_use=False,
     )
-    log: FilteringBoundLogger = structlog.get_logger()
+    log: FilteringBoundLogger = structlog.get_logger().bind()  # bound: the lazy one is assembled at each call
     handler = _StdlibHandler(log)
     root = logging.getLogger()
     root.handlers[:] = [handler]

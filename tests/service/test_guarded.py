@@ -65,8 +65,13 @@ async def test_input_block_is_an_error_and_never_reaches_the_engine(serve: Serve
         assert answer["error"]["code"] == "content_filter"
         assert answer["guardrails"]["status"] == "blocked"
         assert answer["guardrails"]["input"][0]["param"] == "messages[0].content"
+        await keel.chat("hello", model="strict")
+        page = (await keel.get("/metrics"))[1].decode()
+        assert 'keel_verdicts_total{model="strict",stage="input",status="blocked"} 1.0' in page
+        assert 'keel_verdicts_total{model="strict",stage="input",status="passed"} 1.0' in page
+        assert 'keel_verdicts_total{model="strict",stage="output",status="passed"} 1.0' in page
         assert "ephyr" not in json.dumps(answer)
-        assert keel.upstream.requests == []
+        assert len(keel.upstream.requests) == 1
 
 
 async def test_input_block_as_a_refusal(serve: Serve) -> None:
@@ -390,7 +395,7 @@ async def test_completions_with_several_prompts(serve: Serve) -> None:
         assert [c["text"] for c in answer["choices"]] == ["0: [SSN]", "1: [SSN]"]
 
 
-@pytest.mark.parametrize(("expose", "keys"), [("none", None), ("summary", 4), ("findings", 7)])
+@pytest.mark.parametrize(("expose", "keys"), [("none", None), ("summary", 5), ("findings", 7)])
 async def test_how_much_is_exposed(serve: Serve, expose: str, keys: int | None) -> None:
     async with serve({"strict": BLOCKING + f"expose: {expose}\n"}) as keel:
         _, answer = await keel.chat(model="strict")
