@@ -140,6 +140,7 @@ class Gateway:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.engines.stop()
         await self.runtime.aclose()
+        await self.limiter.aclose()
 
     def unready(self) -> dict[str, str]:
         """What keeps the gateway from serving, by component."""

@@ -39,6 +39,7 @@ class Limiter:
         storage = storage_from_string(f"async+{uri}", **options)
         if not isinstance(storage, Storage):
             raise TypeError(f"{uri!r} has no asynchronous storage")
+        self._storage = storage
         self._requests = SlidingWindowCounterRateLimiter(storage)
         self._tokens = FixedWindowRateLimiter(storage)
         self._metrics = metrics
@@ -86,6 +87,12 @@ class Limiter:
             _announce(call, "requests", caller.requests_per_minute, window.remaining, window.reset_time)
             if not admitted:
                 raise _limited("requests", caller.requests_per_minute, window.reset_time)
+
+    async def aclose(self) -> None:
+        """Close the storage's connections, where it has any."""
+        bridge = getattr(self._storage, "bridge", None)
+        if bridge is not None:
+            await bridge.storage.aclose()  # the package has no way of its own
 
     def _failed(self, error: Exception) -> None:
         self._metrics.rejected.labels("limits_unavailable").inc()

@@ -36,7 +36,16 @@ class Metrics:
 
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series each, of little use
-        self.registry = registry = CollectorRegistry()
+        self.registry = CollectorRegistry()
+        self._add_requests(self.registry)
+        self._add_guards(self.registry)
+        self._add_state(self.registry)
+
+    def exposition(self, others: Iterable[bytes] = ()) -> bytes:
+        """The text format, with the expositions of child processes behind it."""
+        return b"".join((generate_latest(self.registry), *others))
+
+    def _add_requests(self, registry: CollectorRegistry) -> None:
         request = ("gen_ai_operation_name", "gen_ai_request_model")
         self.request_duration = Histogram(
             "gen_ai_server_request_duration_seconds",
@@ -75,6 +84,8 @@ class Metrics:
         self.requests = Counter(
             "keel_requests", "Generation requests by how they ended.", ("model", "state"), registry=registry
         )
+
+    def _add_guards(self, registry: CollectorRegistry) -> None:
         self.verdicts = Counter(
             "keel_verdicts", "Texts examined, by outcome.", ("model", "stage", "status"), registry=registry
         )
@@ -107,6 +118,8 @@ class Metrics:
         self.rejected = Counter(
             "keel_requests_rejected", "Calls turned away at the door.", ("reason",), registry=registry
         )
+
+    def _add_state(self, registry: CollectorRegistry) -> None:
         self.policy_reloads = Counter(
             "keel_policy_reloads", "Policy reloads by outcome.", ("outcome",), registry=registry
         )
@@ -122,10 +135,6 @@ class Metrics:
             "keel_checkpoint_info", "Checkpoints served.", ("checkpoint", "digest"), registry=registry
         )
         self.ready = Gauge("keel_ready", "1 while the gateway takes requests.", registry=registry)
-
-    def exposition(self, others: Iterable[bytes] = ()) -> bytes:
-        """The text format, with the expositions of child processes behind it."""
-        return b"".join((generate_latest(self.registry), *others))
 
 
 @lru_cache(maxsize=8_192)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import json
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
@@ -79,6 +80,30 @@ def events(raw: bytes) -> list[bytes]:
     blocks = raw[:-2].split(b"\n\n")
     assert all(block.startswith(b"data: ") and b"\n" not in block for block in blocks), raw
     return [block[6:] for block in blocks]
+
+
+def text_of(chunks: list[dict[str, Any]], index: int = 0) -> str:
+    return "".join(
+        choice["delta"].get("content") or ""
+        for chunk in chunks
+        for choice in chunk["choices"]
+        if choice["index"] == index
+    )
+
+
+def finish_of(chunks: list[dict[str, Any]], index: int = 0) -> list[str]:
+    return [
+        choice["finish_reason"]
+        for chunk in chunks
+        for choice in chunk["choices"]
+        if choice["index"] == index and choice["finish_reason"]
+    ]
+
+
+async def chunks_of(keel: Running, **fields: Any) -> list[dict[str, Any]]:
+    data = await keel.stream(**fields)
+    assert data[-1] == b"[DONE]"
+    return [json.loads(item) for item in data[:-1]]
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import stat
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,40 @@ async def test_limits_whose_storage_is_down(serve: Serve, choice: str, status: i
     async with serve(api_keys=[KEY], limits=limits) as keel:
         answered, _, _ = await keel.post("/v1/chat/completions", CHAT, bearer(KEY))
         assert answered == status
+
+
+@pytest.mark.servers("redis-server")
+async def test_gateways_share_limits_through_redis(serve: Serve, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    redis = await asyncio.create_subprocess_exec(
+        "redis-server",
+        "--port",
+        str(port),
+        "--bind",
+        "127.0.0.1",
+        "--save",
+        "",
+        "--dir",
+        str(tmp_path),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert redis.stdout is not None
+    try:
+        async with asyncio.timeout(30):
+            while b"Ready to accept" not in await redis.stdout.readline():
+                pass
+        limits = {"requests_per_minute": 2, "storage": f"redis://127.0.0.1:{port}"}
+        async with serve(api_keys=[KEY], limits=limits) as one, serve(api_keys=[KEY], limits=limits) as other:
+            statuses = [
+                (await keel.post("/v1/chat/completions", CHAT, bearer(KEY)))[0]
+                for keel in (one, other, one, other)
+            ]
+        assert statuses == [200, 200, 429, 429]
+    finally:
+        redis.terminate()
+        await redis.wait()
 
 
 async def test_too_many_in_flight(serve: Serve) -> None:
