@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import JsonValue, ValidationError
 
-from policies.manifest import DataSource, Evaluation
+from policies.manifest import MANIFEST_NAME, CheckpointError, DataSource, Evaluation, Manifest
 from training.config import Config
 from training.errors import TrainingError
 
@@ -21,7 +21,8 @@ _OURS = ("training.", "policies.")
 
 
 class RunRecord(Config):
-    """One finished run; `earlier` is the run whose weights it started from."""
+    """One finished run. It started from nothing, from the weights of the run `earlier`, or from those of
+    the published checkpoint `parent` (`name@digest`)."""
 
     method: str
     config: dict[str, JsonValue]
@@ -30,11 +31,17 @@ class RunRecord(Config):
     data: tuple[DataSource, ...]
     evaluations: tuple[Evaluation, ...] = ()
     earlier: RunRecord | None = None
+    parent: str | None = None
 
     @property
     def stages(self) -> tuple[RunRecord, ...]:
         """This run and those before it, the first one first."""
         return (*(self.earlier.stages if self.earlier else ()), self)
+
+    @property
+    def first_parent(self) -> str | None:
+        """The published checkpoint that the first stage started from."""
+        return self.stages[0].parent
 
     @property
     def all_data(self) -> tuple[DataSource, ...]:
@@ -54,6 +61,20 @@ class RunRecord(Config):
             raise TrainingError(f"{path}: no record of a finished run; let the run end first") from error
         except ValidationError as error:
             raise TrainingError(f"{path}: not a run record: {error}") from error
+
+
+def origin(init: Path) -> tuple[RunRecord | None, str | None]:
+    """What weights in folder `init` come from: (the run's record, None) or (None, the checkpoint's ref).
+
+    Raises TrainingError where the folder is neither a finished run's nor a published checkpoint.
+    """
+    manifest = init / MANIFEST_NAME
+    if not manifest.is_file():
+        return RunRecord.read(init.parent), None
+    try:
+        return None, Manifest.read(manifest).ref
+    except CheckpointError as error:
+        raise TrainingError(str(error)) from error
 
 
 def code_revision() -> str:

@@ -202,6 +202,7 @@ def main(argv: Sequence[str]) -> int:
         seed=record.seed,
         code_revision=record.code_revision,
         description=arguments.description,
+        parent=record.first_parent,
         data=record.all_data,
         evaluations=record.evaluations,
     )

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
+from policies.registry import Registry
 from training.chat_model import ModelConfig, new_model, read_model, read_tokenizer
 from training.data.conversation import Conversation, Message
 from training.data.mixture import MixtureConfig, SourceConfig
@@ -20,6 +21,8 @@ from training.losses.language_model import next_token_loss, shifted_positions
 from training.methods.sft import HeldOutScore, Learner, SftConfig, main, train
 from training.optimization import OptimizerConfig, ScheduleConfig
 from training.provenance import RunRecord
+from training.publish import Draft, publish
+from training.publish import main as publish_main
 
 SHAPE = ModelConfig(
     vocab_size=320,
@@ -196,6 +199,26 @@ def test_a_model_continues_from_another_ones_folder(memorized: Path, tmp_path: P
     assert losses(tmp_path / "next")[0] < 0.5
     record = RunRecord.read(tmp_path / "next")
     assert [stage.config["steps"] for stage in record.stages] == [150, 1]
+
+
+def test_a_run_from_a_published_checkpoint_names_its_parent(
+    memorized: Path, tmp_path: Path, data: Path
+) -> None:
+    draft = Draft(name="tiny-1", kind="full", method="sft", config={}, seed=0, code_revision="abc")
+    parent = publish(memorized / "final", tmp_path / "checkpoints", draft)
+    train(a_config(model=None, init=str(parent.path), steps=1), data, tmp_path / "next")
+    record = RunRecord.read(tmp_path / "next")
+    assert (record.parent, record.earlier) == (parent.ref, None)
+    arguments = [
+        "--run",
+        str(tmp_path / "next"),
+        "--name",
+        "tiny-2",
+        "--registry",
+        str(tmp_path / "checkpoints"),
+    ]
+    assert publish_main(arguments) == 0
+    assert Registry(tmp_path / "checkpoints").resolve("tiny-2").manifest.parent == parent.ref
 
 
 def test_a_run_directory_belongs_to_one_config(data: Path) -> None:

@@ -51,7 +51,7 @@ from training.data.tokenizer import train_tokenizer
 from training.errors import TrainingError
 from training.losses.language_model import next_token_loss, shifted_positions
 from training.optimization import OptimizerConfig, ScheduleConfig, build_optimizers, set_learning_rate
-from training.provenance import RunRecord, code_revision
+from training.provenance import RunRecord, code_revision, origin
 from training.run_directory import RunDirectory, restore
 
 
@@ -286,6 +286,7 @@ def write_record(config: SftConfig, data: Prepared, learner: Learner, run_path: 
                 metric="perplexity", value=score.perplexity, low=low, high=high, data=on, n=len(data.held_out)
             ),
         )
+    earlier, parent = origin(Path(config.init)) if config.init is not None else (None, None)
     RunRecord(
         method="sft",
         config=config.model_dump(mode="json"),
@@ -293,7 +294,8 @@ def write_record(config: SftConfig, data: Prepared, learner: Learner, run_path: 
         code_revision=code_revision(),
         data=data.mixture.data,
         evaluations=evaluations,
-        earlier=RunRecord.read(Path(config.init).parent) if config.init is not None else None,
+        earlier=earlier,
+        parent=parent,
     ).write(run_path)
 
 
