@@ -26,6 +26,7 @@ from service.telemetry.metrics import Metrics, child
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 CLIENT_CLOSED_REQUEST = 499  # nginx's number for it; never sent, only counted
 OPEN_PATHS = frozenset({"/health/live", "/health/ready"})
+PROBES = OPEN_PATHS | {"/metrics"}
 _ids = random.Random()  # noqa: S311 - these are names, not secrets
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -88,10 +89,14 @@ class Observe:
 
     def _record(self, scope: Scope, call: Call) -> None:
         status = CLIENT_CLOSED_REQUEST if call.client_gone else call.status
+        if call.route == "other":  # FastAPI answered, and left its route in the scope
+            call.route = getattr(scope.get("route"), "path", "other")
         child(self._metrics.http_requests, call.route, _method(scope), str(status)).inc()
         if self._access == "none" or (self._access == "errors" and status < 400):
             return
-        self._log.info(
+        # Probes and scrapes come every few seconds and tell nothing that the metrics don't.
+        log = self._log.debug if call.route in PROBES else self._log.info
+        log(
             "request",
             request_id=call.id,
             method=scope["method"],

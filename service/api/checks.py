@@ -140,7 +140,7 @@ def _moderation(reports: Sequence[GuardReport]) -> dict[str, Any]:
             scores[label] = max(score, scores.get(label, 0.0))
             flagged.setdefault(label, 0.0)
         for finding in report.findings:
-            flagged[finding.entity_type] = 1.0
+            flagged[finding.entity_type.lower()] = 1.0  # a finding's type is its label in capitals
     categories = {name: score > 0 for name, score in moderation_scores(flagged).items()}
     can_tell = covered(scores)
     return {

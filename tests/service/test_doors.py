@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import socket
@@ -382,3 +383,19 @@ async def test_requests_in_flight_keep_their_policy(serve: Serve, tmp_path: Path
         assert b'"two "' in b"".join(await streaming)
         keel.upstream.script(fake.stream(["one ", "two "]))
         assert b"two" not in b"".join(await keel.stream())
+
+
+async def test_probes_are_counted_by_their_route_and_logged_for_debugging_only(
+    serve: Serve, log_text: io.StringIO
+) -> None:
+    async with serve() as keel:
+        await keel.get("/health/ready")
+        await keel.get("/nowhere/to/be/found")
+        await keel.chat()
+        page = (await keel.get("/metrics"))[1].decode()
+        assert 'keel_http_requests_total{method="GET",route="/health/ready",status="200"} 1.0' in page
+        assert 'keel_http_requests_total{method="GET",route="other",status="404"} 1.0' in page
+    lines = [json.loads(line) for line in log_text.getvalue().splitlines() if '"request"' in line]
+    levels = {line["route"]: line["level"] for line in lines if line.get("event") == "request"}
+    assert levels["/health/ready"] == "debug"
+    assert levels["/v1/chat/completions"] == "info"
