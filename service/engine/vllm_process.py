@@ -271,7 +271,8 @@ class ManagedVllm:
                 await self._until_next_look(exited)
                 if exited.done():
                     break
-                if await self._is_healthy(probe):
+                healthy = await self._look(probe, exited)
+                if healthy:
                     answered_at = loop.time()
                     self._clear_suspicion()
                 elif loop.time() - answered_at > self.config.hung_seconds:
@@ -280,6 +281,19 @@ class ManagedVllm:
         finally:
             exited.cancel()
             await probe.close()
+
+    async def _look(self, probe: UpstreamClient, exited: asyncio.Task[int]) -> bool:
+        """A health check, given up when the child ends.
+
+        A forked engine process outlives its server for a moment and holds the server's listening socket: a
+        check that begins then is never answered.
+        """
+        look = asyncio.create_task(self._is_healthy(probe))
+        try:
+            await asyncio.wait({exited, look}, return_when=asyncio.FIRST_COMPLETED)
+            return look.done() and look.result()
+        finally:
+            look.cancel()
 
     async def _until_next_look(self, exited: asyncio.Task[int]) -> None:
         """Wait for the child's end, the time of the next health check, or a suspicion."""

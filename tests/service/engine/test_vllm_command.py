@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -71,7 +72,7 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the death pact is Linux's")
 def test_the_death_pact_runs_the_command_it_is_given(model: Path) -> None:
-    words = command(VllmConfig(model, "chat"), 1)
+    words = command(VllmConfig(model, "chat", device="gpu"), 1)
     pact = words[: words.index("vllm.entrypoints.openai.api_server") - 2]
     check = "import sys; print(sys.argv[1:], open('/proc/self/status').read().count('Name'))"
     done = subprocess.run(
@@ -101,3 +102,30 @@ def test_vllm_knows_every_argument_that_it_is_given(model: Path) -> None:
     assert len(flags) > 7
     for flag in flags:
         assert flag.removeprefix("--").replace("-", "_") in text, flag
+
+
+def test_a_child_on_a_cpu_forks_its_engine_and_still_runs_where_vllm_has_changed(
+    model: Path, tmp_path: Path
+) -> None:
+    """vLLM's own `get_mp_context` is replaced where it was imported to; a vLLM without it is run as it is."""
+    words = command(VllmConfig(model, "chat", device="cpu"), 1)
+    main = words.index("-P")
+    start = [*words[main - 1 : main + 2], "an", "argument"]
+    show = "import sys; print(sys.argv[1:], sys.path[0].endswith('engine'))\n"
+    utils = "def get_mp_context():\n    return None\n"
+    use = "from vllm.utils.system_utils import get_mp_context\nprint(get_mp_context().get_start_method())\n"
+    for name, system, server, expected in (
+        ("new", None, show, "['an', 'argument'] False\n"),
+        ("now", utils, use + show, "fork\n['an', 'argument'] False\n"),
+    ):
+        package = tmp_path / name / "vllm"
+        (package / "entrypoints" / "openai").mkdir(parents=True)
+        (package / "entrypoints" / "openai" / "api_server.py").write_text(server)
+        if system is not None:
+            (package / "utils").mkdir()
+            (package / "utils" / "system_utils.py").write_text(system)
+        for folder in (package, *(path for path in package.rglob("*") if path.is_dir())):
+            (folder / "__init__.py").touch()
+        environ = {**os.environ, "PYTHONPATH": str(tmp_path / name), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(start, capture_output=True, text=True, check=True, env=environ)
+        assert done.stdout == expected
