@@ -29,7 +29,7 @@ class Plan:
     """How long to look: `seconds` a run, `repeats` interleaved rounds, `requests` for the memory run."""
 
     home: Path
-    seconds: float = 8.0
+    seconds: float = 5.0
     repeats: int = 5
     requests: int = 100_000
     tokens: int = 100
