@@ -13,12 +13,12 @@ ARGS    ?=
 # Test processes. The tests against real vLLM share one of them, so that vLLM starts once.
 WORKERS ?= $(shell n=$$(nproc); echo $$(( n < 4 ? n : 4 )))
 
-.PHONY: help serve test test-long check format bench lock clean env env-dev
+.PHONY: help serve test test-long check format bench bench-training loop lock clean env env-dev
 
 help: ## list the targets
 	@echo "Keel: a gateway that keeps a language model aligned while it answers"
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo '  Options for the command behind a target go into ARGS: make serve ARGS="--port 9000"'
 
@@ -44,6 +44,12 @@ format: env-dev ## put imports and layout in order
 
 bench: env-dev ## measure speed and memory, write docs/BENCHMARKS.md
 	@$(BIN)/python -m loadtests.bench $(ARGS)
+
+bench-training: env-dev ## measure training speed beside TRL, write docs/BENCHMARKS-TRAINING.md
+	@$(BIN)/python -m training.bench $(ARGS)
+
+loop: env-dev ## SFT, reward, DPO, PPO, evaluate, publish, serve: once around, writes docs/RESULTS.md
+	@$(BIN)/keel-train loop $(ARGS)
 
 lock: env-dev ## resolve requirements/*.in again and write the lock files
 	@$(BIN)/python scripts/lock.py
