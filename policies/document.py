@@ -112,14 +112,14 @@ def parse_document(text: str, path: Path) -> Document:
         at = _mark(mark) if mark else Mark(1, 1)
         message = ": ".join(part for part in (error.context, error.problem) if part)
         if error.context == "expected a single document in the stream":
-            message = "a second document begins here; give each policy its own file"
+            message = "a second document begins here; give each its own file"
         raise PolicyError([Fault(path, at.line, at.column, f"not valid YAML: {message}")]) from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         code = error.character if isinstance(error.character, int) else ord(error.character)
         raise PolicyError([Fault(path, line, 1, f"character U+{code:04X} is not allowed in YAML")]) from None
     if root is None:
-        raise PolicyError([Fault(path, 1, 1, "is empty; a policy needs at least 'name' and 'model'")])
+        raise PolicyError([Fault(path, 1, 1, "is empty; it needs at least a 'name'")])
     reader = _Reader(path)
     data = reader.convert(root, ())
     if reader.faults:

@@ -39,11 +39,13 @@ _MESSAGES = {
 }
 
 
-def explain(error: ValidationError, document: Document, path: Path) -> list[Fault]:
-    """Everything that `error` says, at its places in `document`."""
+def explain(
+    error: ValidationError, document: Document, path: Path, root: type[BaseModel] = PolicySpec
+) -> list[Fault]:
+    """Everything that `error` says about a `root`, at its places in `document`."""
     faults = []
     for details in error.errors(include_url=False):
-        where = _trace(details["loc"])
+        where = _trace(details["loc"], root)
         if where.concerns(document.data):
             key = details["type"] == "extra_forbidden"
             faults += [place(p, document, path, key=key) for p in _problems(details, where)]
@@ -83,12 +85,12 @@ class _Place:
         return all(_is_model(member) == isinstance(_at(data, loc), Mapping) for loc, member in self.tried)
 
 
-def _trace(loc: Loc) -> _Place:
-    """Walks the types of `PolicySpec` along `loc`, which also names the members of unions."""
+def _trace(loc: Loc, root: type[BaseModel]) -> _Place:
+    """Walks the types of `root` along `loc`, which also names the members of unions."""
     real: list[str | int] = []
     tried: list[tuple[Loc, Any]] = []
     owner: type[BaseModel] | None = None
-    at: Any = PolicySpec
+    at: Any = root
     for part in loc:
         members = _members(at)
         if len(members) > 1:
@@ -164,7 +166,7 @@ def _problems(details: ErrorDetails, where: _Place) -> Iterator[Problem]:
         case "literal_error":
             known = _quoted(context["expected"])
             yield Problem(loc, f"can't be {given!r}{suggestion(str(given), known)}")
-        case "string_pattern_mismatch" if loc[-1] in ("name", "label"):
+        case "string_pattern_mismatch" if loc[-1] in ("name", "label", "id"):
             message = (
                 "must be lower-case letters, digits, '.', '_' and '-', 64 at most, a letter or digit first"
             )
@@ -178,6 +180,8 @@ def _problems(details: ErrorDetails, where: _Place) -> Iterator[Problem]:
             yield Problem(loc, f"must have {bound}, not {context['actual_length']}")
         case "too_short" | "too_long":
             pass  # pydantic counts only the items that were right; the others have errors of their own
+        case "default_factory_not_called":
+            pass  # another field, from which it would have been made, has an error of its own
         case "value_error":
             yield Problem(loc, str(context["error"]))
         case _:
