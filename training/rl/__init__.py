@@ -1,0 +1,1 @@
+"""Reinforcement learning on replies: rollouts, advantages, KL to a reference, the trust region."""

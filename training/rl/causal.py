@@ -1,0 +1,80 @@
+"""A causal language model taken apart: the trunk, which yields hidden states, and the unembedding.
+
+Rollouts, the reference's log-probabilities and the update all need logits at a few positions only, and the
+value head needs hidden states, so they call the two parts and never the model's own forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from training.errors import TrainingError
+
+# Of models that do something to the logits after the unembedding; each is None or 1 where it does nothing.
+_AFTER_UNEMBEDDING = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+
+
+def bare(model: nn.Module) -> PreTrainedModel:
+    """The transformers model inside a PEFT wrapper (its LoRA layers stay in place), or the model itself."""
+    unwrap: Any = getattr(model, "get_base_model", None)
+    return cast(PreTrainedModel, unwrap() if unwrap is not None else model)
+
+
+class CausalParts:
+    """`trunk(ids, mask, positions) -> hidden_BTD` and `unembed(hidden) -> logits` of one model.
+
+    Raises TrainingError for a model whose logits are more than the unembedding of its hidden states.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.causal = bare(model)
+        for name in _AFTER_UNEMBEDDING:
+            if getattr(self.causal.config, name, None) not in (None, 1, 1.0):
+                raise TrainingError(
+                    f"{type(self.causal).__name__} changes its logits after the unembedding ({name}); "
+                    "such models can't be used here, choose a Llama-type model"
+                )
+        model_of_any_type: Any = self.causal
+        self.decoder: nn.Module = model_of_any_type.get_decoder()
+        self.unembedding: nn.Module = model_of_any_type.get_output_embeddings()
+
+    @property
+    def width(self) -> int:
+        """D, of the hidden states."""
+        return int(self.causal.config.get_text_config().hidden_size)
+
+    @property
+    def context(self) -> int | None:
+        """How many positions the model has, or None where its config doesn't say."""
+        size = getattr(self.causal.config.get_text_config(), "max_position_embeddings", None)
+        return None if size is None else int(size)
+
+    def trunk(self, ids_BT: Tensor, mask_BT: Tensor, position_ids_BT: Tensor | None = None) -> Tensor:
+        """Last hidden states, float or bfloat16 as computed, [B, T, D]."""
+        output: Any = self.decoder(
+            input_ids=ids_BT, attention_mask=mask_BT, position_ids=position_ids_BT, use_cache=False
+        )
+        return cast(Tensor, output.last_hidden_state)
+
+    def unembed(self, hidden_ND: Tensor) -> Tensor:
+        """Logits [N, V] of N hidden states."""
+        return cast(Tensor, self.unembedding(hidden_ND))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Dropout off and no gradients inside; the model's mode is restored afterwards."""
+    was_training = model.training
+    model.train(False)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
