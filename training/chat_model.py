@@ -64,11 +64,16 @@ def read_model(place: Path) -> LlamaForCausalLM:
     return model
 
 
-def read_tokenizer(place: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer in folder `place`; raises TrainingError for one that would silently ruin training."""
-    tokenizer = AutoTokenizer.from_pretrained(place)
+def read_tokenizer(place: Path, chat_template: str | None = None) -> PreTrainedTokenizerFast:
+    """The tokenizer in folder `place`; raises TrainingError for one that would silently ruin training.
+
+    `chat_template` stands in for the folder's own.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise TrainingError(f"{place}: its tokenizer is not a fast tokenizer, which rendering needs")
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
     check_tokenizer(tokenizer)
     return tokenizer
 

@@ -6,13 +6,14 @@ record, so that a checkpoint names everything its weights have seen.
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
 
 from pydantic import JsonValue, ValidationError
 
-from policies.manifest import MANIFEST_NAME, CheckpointError, DataSource, Evaluation, Manifest
+from policies.manifest import MANIFEST_NAME, Base, CheckpointError, DataSource, Evaluation, Manifest
 from training.config import Config
 from training.errors import TrainingError
 
@@ -21,8 +22,8 @@ _OURS = ("training.", "policies.")
 
 
 class RunRecord(Config):
-    """One finished run. It started from nothing, from the weights of the run `earlier`, or from those of
-    the published checkpoint `parent` (`name@digest`)."""
+    """One finished run. It started from nothing, from the weights of the run `earlier`, from those of the
+    published checkpoint `parent` (`name@digest`), or from the foreign weights `base`."""
 
     method: str
     config: dict[str, JsonValue]
@@ -32,6 +33,7 @@ class RunRecord(Config):
     evaluations: tuple[Evaluation, ...] = ()
     earlier: RunRecord | None = None
     parent: str | None = None
+    base: Base | None = None
 
     @property
     def stages(self) -> tuple[RunRecord, ...]:
@@ -42,6 +44,11 @@ class RunRecord(Config):
     def first_parent(self) -> str | None:
         """The published checkpoint that the first stage started from."""
         return self.stages[0].parent
+
+    @property
+    def first_base(self) -> Base | None:
+        """The foreign weights that the first stage started from."""
+        return self.stages[0].base
 
     @property
     def all_data(self) -> tuple[DataSource, ...]:
@@ -75,6 +82,15 @@ def origin(init: Path) -> tuple[RunRecord | None, str | None]:
         return None, Manifest.read(manifest).ref
     except CheckpointError as error:
         raise TrainingError(str(error)) from error
+
+
+def folder_digest(folder: Path) -> str:
+    """Hex SHA-256 over the names and digests of the weights in `folder`, which is how a base is named."""
+    whole = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            whole.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return whole.hexdigest()
 
 
 def code_revision() -> str:

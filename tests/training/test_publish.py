@@ -118,7 +118,7 @@ def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFi
     assert keel_train(["nonsense"]) == 2
     assert "no command 'nonsense'" in capsys.readouterr().err
     assert keel_train(["--help"]) == 0
-    assert "sft" in capsys.readouterr().out
+    assert "pretrain" in capsys.readouterr().out
 
 
 def test_earlier_stages_keep_their_data() -> None:

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning, on a model small enough to train in a second."""
+"""Training from scratch, on a model small enough to train in a second."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from training.data.packing import collate
 from training.data.render import Example, render
 from training.errors import ConfigError, TrainingError
 from training.losses.language_model import next_token_loss, shifted_positions
-from training.methods.sft import HeldOutScore, Learner, SftConfig, main, train
+from training.methods.pretrain import HeldOutScore, Learner, PretrainConfig, main, train
 from training.optimization import OptimizerConfig, ScheduleConfig
 from training.provenance import RunRecord
 from training.publish import Draft, publish
@@ -53,7 +53,7 @@ def data(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def a_config(**changes: object) -> SftConfig:
+def a_config(**changes: object) -> PretrainConfig:
     source = SourceConfig(path="talk.jsonl", format="turns", origin="these tests", licence="MIT")
     fields: dict[str, object] = {
         "name": "tiny",
@@ -69,7 +69,7 @@ def a_config(**changes: object) -> SftConfig:
         "threads": 1,
         "log_every": 1,
     }
-    return SftConfig.model_validate(fields | changes)
+    return PretrainConfig.model_validate(fields | changes)
 
 
 def losses(run: Path) -> list[float]:
@@ -112,7 +112,7 @@ def test_a_finished_run_has_a_model_that_loads_and_a_record(memorized: Path) -> 
     assert settings["eos_token_id"] == read_tokenizer(memorized / "final").eos_token_id
     assert settings["temperature"] == 0.7
     record = RunRecord.read(memorized)
-    assert record.method == "sft"
+    assert record.method == "pretrain"
     assert record.config["steps"] == 150
     assert [source.origin for source in record.data] == ["these tests"]
 
@@ -204,7 +204,7 @@ def test_a_model_continues_from_another_ones_folder(memorized: Path, tmp_path: P
 def test_a_run_from_a_published_checkpoint_names_its_parent(
     memorized: Path, tmp_path: Path, data: Path
 ) -> None:
-    draft = Draft(name="tiny-1", kind="full", method="sft", config={}, seed=0, code_revision="abc")
+    draft = Draft(name="tiny-1", kind="full", method="pretrain", config={}, seed=0, code_revision="abc")
     parent = publish(memorized / "final", tmp_path / "checkpoints", draft)
     train(a_config(model=None, init=str(parent.path), steps=1), data, tmp_path / "next")
     record = RunRecord.read(tmp_path / "next")

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning, also from scratch.
+"""Training a chat model from scratch, or going on with one, on packed rows.
 
 For conversations rendered to tokens x with a mask m (m_t = 1 where x_t is to be learnt), it minimizes
 
@@ -13,14 +13,13 @@ Rows are packed (`training.data.packing`); the data's order follows from (seed, 
 run continues bit for bit. The schedule is warm-up, stable, decay (Hu et al. 2024, arXiv:2404.06395).
 
 Left out: data parallelism and gradient checkpointing, as models of this size need neither; dropout, as
-they see their data once or twice; adapters, which come with the preference methods.
+they see their data once or twice; adapters. All of these come with `training.methods.sft`, which fine-tunes
+a model of any size and architecture.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -42,6 +41,7 @@ from training.chat_model import (
     read_tokenizer,
     write_model,
 )
+from training.command import run_command
 from training.config import Config
 from training.data.epochs import steps_from
 from training.data.mixture import Mixture, MixtureConfig, load_mixture, texts
@@ -55,7 +55,7 @@ from training.provenance import RunRecord, code_revision, origin
 from training.run_directory import RunDirectory, restore
 
 
-class SftConfig(Config):
+class PretrainConfig(Config):
     """`model` trains from scratch with a new tokenizer; `init`, a directory, continues from its weights."""
 
     name: str
@@ -78,7 +78,7 @@ class SftConfig(Config):
     log_every: int = Field(default=10, ge=1)
 
     @model_validator(mode="after")
-    def _check(self) -> SftConfig:
+    def _check(self) -> PretrainConfig:
         if (self.model is None) == (self.init is None):
             raise ValueError("give either model (train from scratch) or init (a directory to start from)")
         if self.rows_per_step % self.micro_batch:
@@ -111,7 +111,7 @@ class HeldOutScore:
 class Learner:
     """The model, its optimizers and one optimizer step; knows nothing of files or data sources."""
 
-    def __init__(self, model: LlamaForCausalLM, config: SftConfig) -> None:
+    def __init__(self, model: LlamaForCausalLM, config: PretrainConfig) -> None:
         self.model = model
         self.optimizers = build_optimizers(model, config.optimizer)
         self._config = config
@@ -171,7 +171,7 @@ class Learner:
         return hidden
 
 
-def build_tokenizer(config: SftConfig, mixture: Mixture) -> PreTrainedTokenizerFast:
+def build_tokenizer(config: PretrainConfig, mixture: Mixture) -> PreTrainedTokenizerFast:
     """A new tokenizer, learnt from the mixture, or the one that `init` brings."""
     if config.model is None:
         return read_tokenizer(Path(str(config.init)))
@@ -179,7 +179,7 @@ def build_tokenizer(config: SftConfig, mixture: Mixture) -> PreTrainedTokenizerF
     return train_tokenizer(texts(mixture.train), shape.vocab_size, shape.max_position_embeddings)
 
 
-def build_model(config: SftConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+def build_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """A new model, or the one in `init`."""
     if config.model is None:
         return read_model(Path(str(config.init)))
@@ -216,7 +216,7 @@ class Prepared:
         return "\n".join([*self.mixture.report, f"{sizes}; {len(self.held_out)} held out"])
 
 
-def prepare(config: SftConfig, data_root: Path) -> Prepared:
+def prepare(config: PretrainConfig, data_root: Path) -> Prepared:
     """Read and render the data; everything that can be wrong with it is told here, before any training."""
     mixture = load_mixture(config.data, data_root, config.seed)
     tokenizer = build_tokenizer(config, mixture)
@@ -224,7 +224,7 @@ def prepare(config: SftConfig, data_root: Path) -> Prepared:
     return Prepared(mixture, tokenizer, tuple(train), tuple((example,) for example in held_out))
 
 
-def train(config: SftConfig, data_root: Path, run_path: Path, stop_after: int | None = None) -> Path:
+def train(config: PretrainConfig, data_root: Path, run_path: Path, stop_after: int | None = None) -> Path:
     """Run to the end, resuming what `run_path` holds; returns the folder of the finished model.
 
     `stop_after` ends this call after so many steps of its own, as an interruption would.
@@ -253,7 +253,7 @@ def train(config: SftConfig, data_root: Path, run_path: Path, stop_after: int | 
 
 
 def run_steps(
-    config: SftConfig, data: Prepared, learner: Learner, run: RunDirectory, start: int, end: int
+    config: PretrainConfig, data: Prepared, learner: Learner, run: RunDirectory, start: int, end: int
 ) -> Iterator[tuple[int, float]]:
     """Take the steps `start`, …, `end - 1`; yields (steps done, loss) after each, and logs both losses."""
     pad_id = int(data.tokenizer.pad_token_id)
@@ -274,7 +274,7 @@ def run_steps(
         yield done, loss
 
 
-def write_record(config: SftConfig, data: Prepared, learner: Learner, run_path: Path) -> None:
+def write_record(config: PretrainConfig, data: Prepared, learner: Learner, run_path: Path) -> None:
     """Leave the run's record for the manifest, with the held-out perplexity and its bootstrap interval."""
     evaluations: tuple[Evaluation, ...] = ()
     if data.held_out:
@@ -288,7 +288,7 @@ def write_record(config: SftConfig, data: Prepared, learner: Learner, run_path: 
         )
     earlier, parent = origin(Path(config.init)) if config.init is not None else (None, None)
     RunRecord(
-        method="sft",
+        method="pretrain",
         config=config.model_dump(mode="json"),
         seed=config.seed,
         code_revision=code_revision(),
@@ -319,16 +319,11 @@ class Bar:
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="keel-train sft", description="Supervised fine-tuning.")
-    parser.add_argument("--config", type=Path, required=True, help="YAML file, see training/configs")
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("KEEL_DATA", "../shared/data")))
-    parser.add_argument("--run", type=Path, help="the run's directory (default: runs/NAME)")
-    parser.add_argument("--check", action="store_true", help="read and render the data, train nothing")
-    arguments = parser.parse_args(argv)
-    config = SftConfig.load(arguments.config)
-    if arguments.check:
-        print(prepare(config, arguments.data).report())
-        return 0
-    final = train(config, arguments.data, arguments.run or Path("runs") / config.name)
-    print(f"finished: {final}")
-    return 0
+    return run_command(
+        "pretrain",
+        "Train a chat model from scratch, or go on with one.",
+        PretrainConfig,
+        train,
+        argv,
+        check=lambda config, data_root: prepare(config, data_root).report(),
+    )
