@@ -12,6 +12,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from structlog.typing import FilteringBoundLogger
@@ -44,6 +45,8 @@ class Observe:
         self._metrics = metrics
         self._log = log
         self._access = access
+        self._in_flight = 0
+        metrics.in_flight.set_function(lambda: self._in_flight)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -59,7 +62,7 @@ class Observe:
                 message["headers"] = [*message["headers"], *call.headers]
             await send(message)
 
-        self._metrics.in_flight.inc()
+        self._in_flight += 1
         try:
             await self._app(scope, receive, observed_send)
         except ApiError as error:
@@ -74,7 +77,7 @@ class Observe:
             message = f"an internal error occurred; the gateway's log has it under {call.id}"
             await self._answer(call, ApiError(message), observed_send)
         finally:
-            self._metrics.in_flight.dec()
+            self._in_flight -= 1
             self._record(scope, call)
 
     async def _answer(self, call: Call, error: ApiError, send: Send) -> None:
@@ -186,6 +189,7 @@ def _check_origin(scope: Scope, host_names: frozenset[str]) -> None:
         raise Forbidden("this gateway has no API keys and takes no calls from other sites' pages")
 
 
+@lru_cache(maxsize=256)
 def _host_name(url: bytes) -> str:
     try:
         return urlsplit(url.decode("latin-1")).hostname or ""

@@ -14,8 +14,9 @@ from service.openai import sse
 from service.openai.errors import from_engine
 
 # The first `"model": "…"` of an object as engines write it. Within a JSON string every quote is escaped,
-# so that this can't match inside a text.
-MODEL = re.compile(rb'(?<!\\)"model"\s*:\s*"(?:[^"\\]|\\.)*"')
+# so that this can't match inside a text. The look-behind follows what it is about, because an expression
+# that begins with plain bytes is searched for several times faster.
+MODEL = re.compile(rb'"model"(?<!\\"model")\s*:\s*"(?:[^"\\]|\\.)*"')
 NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from service.http import ON_DISCONNECT
+from service.http import ARRIVED, ON_DISCONNECT
 from service.openai.errors import ApiError, BadRequest, RequestTimeout, Unavailable
 
 
@@ -22,6 +22,55 @@ class HeadersTooLarge(ApiError):
     status = 431
     type = "invalid_request_error"
     code = "headers_too_large"
+
+
+class OneWrite:
+    """A response's transport: what is written at once leaves at once, in one system call and one packet.
+
+    uvicorn writes a response's head and its body apart, and uvloop sends each without waiting. Here the
+    first piece waits for the second until the event loop's next turn, and no longer.
+    """
+
+    __slots__ = ("_flushing", "_held", "_loop", "_transport")
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._held: bytes | None = None
+        self._flushing: asyncio.Handle | None = None
+
+    def write(self, data: bytes) -> None:
+        """Send bytes, the first ones a turn of the loop later."""
+        if self._held is not None:
+            data = self._held + data
+            self._let_go()
+            self._transport.write(data)
+        elif self._flushing is None:
+            self._held = data
+            self._flushing = self._loop.call_soon(self.flush)
+        else:
+            self._transport.write(data)
+
+    def flush(self) -> None:
+        """Send what is held."""
+        held = self._held
+        if held is not None:
+            self._let_go()
+            self._transport.write(held)
+
+    def close(self) -> None:
+        """Send what is held, and hang up."""
+        self.flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        """Whether the connection ends or has ended."""
+        return self._transport.is_closing()
+
+    def _let_go(self) -> None:
+        self._held = None
+        if self._flushing is not None:
+            self._flushing.cancel()
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -87,6 +136,9 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(HeadersTooLarge(f"the request's head is larger than {self.max_head_bytes} bytes"))
             return
         super().on_headers_complete()
+        cycle = self.cycle
+        cycle.transport = OneWrite(self.transport, self.loop)  # type: ignore[assignment]  # what a cycle uses
+        self.scope[ARRIVED] = lambda: not cycle.more_body  # type: ignore[literal-required]  # an extension
 
     def on_message_complete(self) -> None:
         super().on_message_complete()

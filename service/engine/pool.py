@@ -79,12 +79,9 @@ class UpstreamPool:
         self._closing = False
         self._idle = asyncio.Event()
         self._idle.set()
+        self.in_flight = 0  # of all upstreams together
         self._seconds = 1.0  # how long a request takes, an exponentially weighted mean
         self._loop = asyncio.get_running_loop()
-
-    @property
-    def in_flight(self) -> int:
-        return sum(upstream.in_flight for upstream in self.upstreams)
 
     @property
     def waiting(self) -> int:
@@ -178,7 +175,7 @@ class UpstreamPool:
     # Attempts
 
     async def _with_retries(self, send: Callable[[Upstream], Awaitable[T]]) -> T:
-        tried: set[str] = set()
+        tried: Collection[str] = ()
         last: UpstreamError | None = None
         for attempt in range(1, self.limits.max_attempts + 1):
             try:
@@ -190,7 +187,7 @@ class UpstreamPool:
                 return await send(upstream)
             except UpstreamError as error:
                 last = error
-                tried.add(upstream.name)
+                tried = (*tried, upstream.name)
                 pause = self._pause_before_retry(error, attempt, tried)
                 if pause is None:
                     raise
@@ -266,6 +263,7 @@ class UpstreamPool:
     def _take(self, upstream: Upstream) -> None:
         upstream.breaker.sent()
         upstream.in_flight += 1
+        self.in_flight += 1
         self._idle.clear()
         self._observer.in_flight(upstream.name, upstream.in_flight)
 
@@ -289,6 +287,7 @@ class UpstreamPool:
 
     def _free(self, upstream: Upstream) -> None:
         upstream.in_flight -= 1
+        self.in_flight -= 1
         self._observer.in_flight(upstream.name, upstream.in_flight)
         if self._waiters:
             self._dispatch()

@@ -10,6 +10,7 @@ import logging
 import sys
 import threading
 from collections import deque
+from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
 import orjson
@@ -94,7 +95,9 @@ class _StdlibHandler(logging.Handler):
 
 
 def _json(_: object, __: str, event: EventDict) -> str:
-    return orjson.dumps(event, default=str).decode()
+    # orjson writes a datetime in less time than structlog's TimeStamper takes to make a text of it.
+    event["time"] = datetime.now(UTC)
+    return orjson.dumps(event, default=str, option=orjson.OPT_UTC_Z).decode()
 
 
 def configure(
@@ -108,7 +111,10 @@ def configure(
     writer = Writer(stream)
     console = format == "console" or (format == "auto" and stream.isatty())
     last: list[Any] = (
-        [structlog.dev.ConsoleRenderer(colors=stream.isatty())]
+        [
+            structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+            structlog.dev.ConsoleRenderer(colors=stream.isatty()),
+        ]
         if console
         else [structlog.processors.format_exc_info, _json]
     )
@@ -116,7 +122,6 @@ def configure(
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
             *last,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),

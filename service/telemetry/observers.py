@@ -18,6 +18,7 @@ class EngineMetrics:
 
     def __init__(self, metrics: Metrics) -> None:
         registry = metrics.registry
+        self._in_flight_now: dict[str, int] = {}  # counted twice a request, read when metrics are asked for
         self._in_flight = Gauge(
             "keel_upstream_in_flight", "Requests with an upstream.", ("upstream",), registry=registry
         )
@@ -54,7 +55,9 @@ class EngineMetrics:
 
     def in_flight(self, upstream: str, count: int) -> None:
         """So many requests are now with this upstream."""
-        child(self._in_flight, upstream).set(count)
+        if upstream not in self._in_flight_now:
+            self._in_flight.labels(upstream).set_function(lambda: self._in_flight_now[upstream])
+        self._in_flight_now[upstream] = count
 
     def waiting(self, count: int) -> None:
         """So many requests now wait for a slot."""
