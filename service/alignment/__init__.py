@@ -1,0 +1,1 @@
+"""Alignment while the model answers."""
