@@ -20,6 +20,7 @@ import structlog
 from guardrails.apply import apply
 from guardrails.apply_json import apply_json
 from guardrails.guard import Answer, Channel, Context, Guard, Job, JobError, JobRunner, Stage, Step
+from guardrails.in_json import examination
 from guardrails.masking import Vault
 from guardrails.verdict import Action, Failure, Finding, Verdict
 from guardrails.verdict_cache import Seen, VerdictCache, content_key
@@ -202,7 +203,7 @@ class _Look:
         """What runs in the gateway: may be called in a thread."""
         started = time.perf_counter()
         try:
-            self.add(self.guard.examine(self.part.context).advance(self.part.text, True))
+            self.add(examination(self.guard, self.part.context).advance(self.part.text, True))
         except JobError as error:
             self.fail(error.reason, error)
         except Exception as error:

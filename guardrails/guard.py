@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from guardrails.verdict import Action, Finding
 
@@ -125,6 +125,15 @@ class Guard(Protocol):
     def examine(self, context: Context) -> Examination:
         """Begin to examine one text."""
         ...
+
+
+@runtime_checkable
+class ReadsRaw(Protocol):
+    """A guard that is shown a tool call's arguments as they are. All others are shown what the JSON says
+    (`guardrails.in_json`)."""
+
+    @property
+    def reads_raw(self) -> Literal[True]: ...
 
 
 class JobRunner(Protocol):

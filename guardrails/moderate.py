@@ -152,8 +152,11 @@ class _Channel:
 
 @dataclass(slots=True, eq=False)
 class _Choice:
+    """`thinking`: the reasoning that goes on."""
+
     index: int
     channels: dict[ChannelKey, _Channel] = field(default_factory=dict)
+    thinking: _Channel | None = None
     end: ChoiceEnd | None = None
     ended: bool = False
 
@@ -200,6 +203,8 @@ class _Desk:
                 if channel is None:
                     channel = _Channel(event.key, self._open_channel(event.key))
                     choice.channels[event.key] = channel
+                if choice.thinking is not channel:
+                    jobs += self._turn(choice, channel)
                 new = channel.take(event)
                 if new:
                     jobs += [(choice, job) for job in new]
@@ -238,6 +243,12 @@ class _Desk:
         if choice.end is not None and all_ended:
             choice.ended = True
             out.append(ChoiceEnded(choice.index, choice.end.reason))
+
+    def _turn(self, choice: _Choice, channel: _Channel) -> list[tuple[_Choice, PendingJob]]:
+        """The upstream moves on to `channel`: reasoning that went on until now has come to its end."""
+        thinking = choice.thinking
+        choice.thinking = channel if channel.key.channel == "reasoning" else None
+        return [(choice, job) for job in thinking.moderator.pause()] if thinking else []
 
     def _choice(self, index: int) -> _Choice:
         choice = self._choices.get(index)

@@ -21,9 +21,12 @@ from typing import Any
 
 import structlog
 
-from guardrails.apply import clusters, replaces
+from guardrails.apply import Change, clusters, replaces
+from guardrails.beyond import Beyond
 from guardrails.chain import GuardReport
 from guardrails.guard import Answer, Context, Examination, Guard, Job, JobError
+from guardrails.in_json import examination
+from guardrails.json_text import GrowingJson
 from guardrails.verdict import Action, Failure, Finding, Verdict
 
 logger = structlog.get_logger(__name__)
@@ -101,13 +104,10 @@ class Moderator:
         self._changes: list[Finding] = []
         self._cut = _EVERYTHING
         self._withheld: Finding | Failure | None = None
+        self._context = context
+        self._paused = False
         self._looks = [_Look(guard) for guard in guards]
-        for look in self._looks:
-            try:
-                look.examination = look.guard.examine(context)
-            except Exception as error:
-                self._fail(look, 0, "failed", error)
-                look.settled = _EVERYTHING
+        self._json = self._open(self._looks)
 
     @property
     def held(self) -> int:
@@ -123,13 +123,25 @@ class Moderator:
         """Take the next chunk; `final` says that nothing follows. Returns the jobs that it gives rise to."""
         if self._ended or self._final:
             return []
-        self._text += text
         self._final = final
-        jobs: list[PendingJob] = []
-        for look in self._looks:
-            if look.examination is not None:
-                jobs += self._advance(look, look.examination)
-        return jobs
+        if self._paused:
+            if not text:
+                return []
+            self._paused = False
+            self._json = self._open([look for look in self._looks if look.examination is not None])
+        self._text += text
+        return self._advance_all(final)
+
+    def pause(self) -> list[PendingJob]:
+        """What has arrived is examined as a finished text, so that all of it may go out. Returns the jobs.
+
+        Text that follows nevertheless is examined together with what stands before the pause, and what is
+        found across it counts from there on.
+        """
+        if self._ended or self._final or self._paused:
+            return []
+        self._paused = True
+        return self._advance_all(final=True)
 
     def resolve(self, pending: PendingJob, result: Any) -> None:
         """Take a job's result, or the `JobError` that stands for it. A second answer changes nothing."""
@@ -173,12 +185,32 @@ class Moderator:
         """What each guard said; "skipped" where the text ended before the guard did."""
         return [self._report(look) for look in self._looks]
 
-    def _advance(self, look: _Look, examination: Examination) -> Iterable[PendingJob]:
+    def _open(self, looks: Iterable[_Look]) -> GrowingJson | None:
+        """Let these guards begin to examine what follows. Returns the reader that they share, for JSON."""
+        floor = len(self._text)
+        json = GrowingJson() if self._context.channel == "tool_arguments" else None
+        for look in looks:
+            try:
+                opened = examination(look.guard, self._context, json)
+                look.examination = Beyond(opened, floor) if floor else opened
+            except Exception as error:
+                self._fail(look, floor, "failed", error)
+                look.examination, look.settled = None, _EVERYTHING
+        return json
+
+    def _advance_all(self, final: bool) -> list[PendingJob]:
+        jobs: list[PendingJob] = []
+        for look in self._looks:
+            if look.examination is not None:
+                jobs += self._advance(look, look.examination, final)
+        return jobs
+
+    def _advance(self, look: _Look, examination: Examination, final: bool) -> Iterable[PendingJob]:
         started = time.perf_counter()
         before, jobs = look.settled, []
         try:
-            step = examination.advance(self._text, self._final)
-            if step.settled < (len(self._text) if self._final else before) or step.settled > len(self._text):
+            step = examination.advance(self._text, final)
+            if step.settled < (len(self._text) if final else before) or step.settled > len(self._text):
                 raise ValueError("a step settled less than it must, or more than there is")
             if step.findings or step.scores:
                 self._record(look, step, before)
@@ -238,7 +270,7 @@ class Moderator:
             if change.end > settled and not cut_is_sure:
                 limit = change.start
                 break
-            pieces += [self._text[at : change.start], change.replacement(self._text)]
+            pieces += [self._text[at : change.start], self._replacement(change)]
             replaced.append((change.start, change.end))
             at = change.end
         if at < limit:
@@ -247,6 +279,14 @@ class Moderator:
         self._released = at
         self._changes = [finding for finding in self._changes if finding.start >= at]
         return "".join(pieces), tuple(replaced)
+
+    def _replacement(self, change: Change) -> str:
+        """What stands in the place of `change`; within JSON such that it stays JSON."""
+        text = change.replacement(self._text)
+        if self._json is None:
+            return text
+        self._json.grow(self._text, self._final or self._paused)
+        return self._json.encode(change.start, text)
 
     def _report(self, look: _Look) -> GuardReport:
         action = max((f.action for f in look.findings), default=Action.ALLOW)

@@ -2,8 +2,8 @@
 
 A refused name withholds the call from its first character. Arguments are one piece: whether they are valid,
 and what stands in them once escapes are decoded, is known when they are complete, so where that is asked
-for they are held until then. Other guards examine them twice: as they are, and decoded, name beside value
-(see `guardrails.json_text`); what they redact is replaced so that the arguments stay valid JSON.
+for they are held until then. The guards over arguments examine them twice: as they are, and decoded, name
+beside value (see `guardrails.json_text`); what they redact is replaced so that the arguments stay valid JSON.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import regex
 
-from guardrails.build import GuardEnvironment, build_guard, collect_servables, guard_problems
+from guardrails.apply import replaces
+from guardrails.build import GuardEnvironment, Preparable, build_guard, collect_servables, guard_problems
 from guardrails.guard import Answer, Context, Guard, Job, JobError, Scope, Step
+from guardrails.in_json import spread
 from guardrails.json_text import JsonText, Piece
 from guardrails.remedy import Remedy
 from guardrails.schemas import UnusableSchema, check_schema, conforms
@@ -40,6 +42,7 @@ class ToolCallsGuard:
     """A policy's rules for tool calls; says nothing about any other text."""
 
     scope: Scope = "segment"
+    reads_raw: Literal[True] = True
 
     def __init__(self, spec: ToolCallsSpec, env: GuardEnvironment) -> None:
         self.name = spec.title
@@ -66,6 +69,12 @@ class ToolCallsGuard:
     @property
     def servables(self) -> frozenset[str]:
         return frozenset(self.servable_specs)
+
+    def prepare(self) -> None:
+        """Prepare the guards over the arguments."""
+        for guard in self.inner:
+            if isinstance(guard, Preparable):
+                guard.prepare()
 
     def allows(self, name: str) -> bool:
         return bool(self._allow.fullmatch(name)) and not self._deny.fullmatch(name)
@@ -175,22 +184,15 @@ class ToolCallsExamination:
 
 def _placed(finding: Finding, pieces: Sequence[Piece], is_raw: bool, length: int) -> Iterator[Finding]:
     """`finding` at the pieces of the raw text that it is about."""
-    if finding.action in (Action.REDACT, Action.REWRITE) and pieces:
-        shown = f"[{finding.entity_type}]" if finding.replacement is None else finding.replacement
-        for index, piece in enumerate(pieces):
-            text = shown if index == 0 or piece.scalar else ""
-            yield replace(
-                finding, start=piece.start, end=piece.end, replacement=piece.encode(text), mask=False
-            )
-        return
-    # What can't be replaced without breaking the JSON around it is withheld.
-    action = Action.BLOCK if finding.action in (Action.REDACT, Action.REWRITE) else finding.action
-    if is_raw:
-        yield replace(finding, action=action)
+    if replaces(finding) and (pieces or not is_raw):
+        yield from spread(finding, pieces)  # what only we put between values is nothing to replace
+    elif is_raw:
+        # What can't be replaced without breaking the JSON around it is withheld.
+        yield replace(finding, action=Action.BLOCK if replaces(finding) else finding.action)
     else:
         start = min((piece.start for piece in pieces), default=0)
         end = max((piece.end for piece in pieces), default=length)
-        yield replace(finding, start=start, end=end, action=action)
+        yield replace(finding, start=start, end=end)
 
 
 def _over_all(job: Job, length: int, back: Any) -> Job:

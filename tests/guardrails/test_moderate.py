@@ -14,8 +14,9 @@ from guardrails.guard import Context, JobError
 from guardrails.moderate import READ_AHEAD, ChannelKey, ChoiceEnd, ChoiceEnded, Delta, Piece, moderate
 from guardrails.stream import Moderator
 from guardrails.verdict import Action, Failure
+from tests.guardrails.reference import moderated
 from tests.guardrails.scripted import Rule, RuleGuard, cases
-from tests.guardrails.test_stream_contract import guard_sets, moderated, texts
+from tests.guardrails.test_stream_contract import guard_sets, texts
 
 BLOCK = Rule("bad", Action.BLOCK)
 CONTENT = ChannelKey()
@@ -103,7 +104,7 @@ def words(text: str, key: ChannelKey = CONTENT) -> list[list[Delta]]:
 
 
 keys = st.builds(
-    ChannelKey, st.integers(0, 1), st.sampled_from(["content", "reasoning", "tool_arguments"]), st.none()
+    ChannelKey, st.integers(0, 1), st.sampled_from(["content", "reasoning", "refusal"]), st.none()
 )
 
 
@@ -124,6 +125,17 @@ def replies(draw: st.DrawFn) -> tuple[list[Events], dict[ChannelKey, str]]:
     return batches, whole
 
 
+def pauses(batches: Sequence[Events], key: ChannelKey) -> set[int]:
+    """Where in a channel's text the reply turned to another of the choice's; only reasoning ends there."""
+    length, places = 0, set()
+    for delta in (delta for batch in batches for delta in batch if isinstance(delta, Delta)):
+        if delta.key == key:
+            length += len(delta.text)
+        elif delta.key.choice == key.choice and key.channel == "reasoning":
+            places.add(length)
+    return places - {0}
+
+
 @cases(250)
 @given(replies(), guard_sets(), st.lists(st.integers(0, 5), min_size=1, max_size=4))
 def test_every_channel_gets_its_text_whatever_the_timing(
@@ -139,7 +151,7 @@ def test_every_channel_gets_its_text_whatever_the_timing(
 
     got = asyncio.run(run())
     for key, text in whole.items():
-        expected = moderated(guards, text)
+        expected = moderated(guards, text, pauses(batches, key))
         released = got.texts.get(key, "")
         ended = got.ended[key.choice]
         assert expected.startswith(released)
@@ -315,6 +327,32 @@ async def test_without_jobs_each_batch_is_released_in_place() -> None:
     assert [read for read, _ in seen] == [1, 2, 3, 4, 5, 6, 6]
     assert seen[0][1] == [Piece(CONTENT, "a ", ("a",))]
     assert seen[-1][1] == [ChoiceEnded(0)]
+
+
+THINKING = ChannelKey(0, "reasoning")
+
+
+@pytest.mark.parametrize("following", [CONTENT, ChannelKey(0, "refusal"), ChannelKey(0, "tool_arguments", 0)])
+@pytest.mark.parametrize("scope", ["pattern", "segment"])
+async def test_reasoning_goes_out_when_the_reply_moves_on(following: ChannelKey, scope: Any) -> None:
+    guards = [RuleGuard("g", [Rule("bad", Action.REDACT)], scope=scope, longest=300)]
+    upstream = Upstream([[Delta(THINKING, "so ba")], [Delta(following, "")], [Delta(following, "x")]])
+    upstream.pauses[2] = asyncio.Event()
+    texts: dict[ChannelKey, str] = {}
+    async for batch in moderate(aiter(upstream), open_channel(guards), Runner(guards)):
+        for piece in batch:
+            if isinstance(piece, Piece):
+                texts[piece.key] = texts.get(piece.key, "") + piece.text
+        if texts.get(THINKING) == "so ba":
+            upstream.pauses[2].set()
+    assert texts[THINKING] == "so ba"
+
+
+async def test_reasoning_that_is_taken_up_again_is_examined_with_what_came_before() -> None:
+    guards = [RuleGuard("g", [Rule("bad", Action.REDACT, "#"), Rule(r"\bd", Action.BLOCK)])]
+    batches: list[Events] = [[Delta(THINKING, "a ba")], [Delta(CONTENT, "well")], [Delta(THINKING, "d x")]]
+    got = await Reply.collect(Upstream(batches), guards, Runner(guards))
+    assert got.texts == {THINKING: "a ba# x", CONTENT: "well"}
 
 
 async def test_a_reply_of_nothing() -> None:

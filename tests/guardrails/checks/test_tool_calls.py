@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guardrails.apply import apply
+from guardrails.apply_json import apply_json
 from guardrails.build import GuardEnvironment
 from guardrails.checks.tool_calls import MAX_ARGUMENTS, ToolCallsGuard, build, problems
 from guardrails.guard import Answer, Context, Job, JobError, Step
@@ -165,7 +165,7 @@ SECRETS = {"guard": "secrets"}
 )  # fmt: skip
 def test_guards_over_arguments_read_them_decoded_and_leave_them_valid(arguments: str, redacted: str) -> None:
     step = call(guard(arguments=[SECRETS], validate_arguments=False), arguments)
-    assert apply(arguments, Verdict.of(step.findings)) == redacted
+    assert apply_json(arguments, Verdict.of(step.findings)) == redacted
     assert {finding.guard for finding in step.findings} <= {"tool_calls.secrets"}
 
 
@@ -173,9 +173,12 @@ def test_a_number_becomes_a_string_and_odd_replacements_are_escaped() -> None:
     inner = {"guard": "patterns", "patterns": [{"name": "CARD", "regex": r"\b4\d{15}\b"}], "action": "redact"}
     arguments = '{"card": 4111111111111111, "note": "4111111111111111"}'
     step = call(guard(arguments=[inner]), arguments)
-    assert json.loads(apply(arguments, Verdict.of(step.findings))) == {"card": "[CARD]", "note": "[CARD]"}
+    assert json.loads(apply_json(arguments, Verdict.of(step.findings))) == {
+        "card": "[CARD]",
+        "note": "[CARD]",
+    }
     step = call(guard(arguments=[inner | {"replacement": 'a "card"\n'}]), arguments)
-    assert json.loads(apply(arguments, Verdict.of(step.findings))) == {
+    assert json.loads(apply_json(arguments, Verdict.of(step.findings))) == {
         "card": 'a "card"\n',
         "note": 'a "card"\n',
     }
@@ -216,7 +219,7 @@ def test_what_workers_find_is_placed_too() -> None:
     step = call(under_test, arguments)
     assert [(job.start, job.end, job.servable) for job in step.jobs] == [(0, len(arguments), "s")] * 2
     findings = [finding for job in step.jobs for finding in job.read(None).findings]
-    assert apply(arguments, Verdict.of(findings)) == '{"to": "[PERSON]", "cc": "Bob"}'
+    assert apply_json(arguments, Verdict.of(findings)) == '{"to": "[PERSON]", "cc": "Bob"}'
 
 
 def test_what_both_readings_find_is_told_once() -> None:
@@ -266,6 +269,6 @@ _ARGUMENTS = st.recursive(
 def test_redacted_arguments_are_json_in_which_nothing_is_left_to_redact(data: Any, ascii_only: bool) -> None:
     under_test = guard(arguments=[SECRETS], validate_arguments=False)
     raw = json.dumps(data, ensure_ascii=ascii_only)
-    redacted = apply(raw, Verdict.of(call(under_test, raw).findings))
+    redacted = apply_json(raw, Verdict.of(call(under_test, raw).findings))
     assert type(json.loads(redacted)) is type(data)
     assert not call(under_test, redacted).findings
