@@ -55,6 +55,20 @@ def bootstrap(metric: Metric, truth: Floats, scores: Floats, seed: int = 0, resa
     return Figure(metric(truth, scores), float(low), float(high), len(truth))
 
 
+def mean(values: Sequence[float] | Floats, seed: int = 0, resamples: int = 2000) -> Figure:
+    """The mean, resampled over rows; of one row the interval is that row. At least one row is needed."""
+    rows = np.asarray(values, dtype=np.float64)
+    if not len(rows):
+        raise ValueError("a mean needs at least one value")
+    rng = np.random.default_rng(seed)
+    # In blocks, so that memory stays small.
+    means = np.concatenate(
+        [rows[rng.integers(len(rows), size=(100, len(rows)))].mean(axis=1) for _ in range(resamples // 100)]
+    )
+    low, high = np.quantile(means, (0.025, 0.975))
+    return Figure(float(rows.mean()), float(low), float(high), len(rows))
+
+
 def share(flags: Sequence[bool] | NDArray[np.bool_]) -> Figure:
     """A proportion with Wilson's score interval, which holds for shares near 0 and 1 too (Wilson 1927)."""
     n, z = len(flags), 1.959964

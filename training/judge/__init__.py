@@ -1,0 +1,1 @@
+"""AI judges: pairwise verdicts, critiques and revisions, from any OpenAI-compatible model."""
