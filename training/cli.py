@@ -28,6 +28,7 @@ class Command:
 
 
 COMMANDS: dict[str, Command] = {
+    "sft": Command("training.methods.sft:main", "fine-tune a chat model on demonstrations (TRL)"),
     "pretrain": Command("training.methods.pretrain:main", "train a chat model from scratch"),
     "classifier": Command("training.methods.classifier:main", "fine-tune an encoder as a text classifier"),
     "evaluate": Command("training.evaluate.cli:main", "measure a checkpoint on held-out data"),

@@ -367,8 +367,8 @@ def _read(place: Path, dtype: torch.dtype, quantize: str | None) -> PreTrainedMo
         )
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            # bitsandbytes repacks four-bit weights for its own CPU kernel at the first forward in eval mode, which
-            # training can't read afterwards, and which fails for matrices under 64 columns.
+            # At the first forward in eval mode bitsandbytes repacks four-bit weights for its own CPU kernel;
+            # training can't read them afterwards, and it fails for matrices under 64 columns.
             module.support_avx512bf16_for_cpu = False
     whole: PreTrainedModel = model
     return whole

@@ -31,8 +31,28 @@ class RunDirectory:
         self.steps.mkdir(parents=True, exist_ok=True)
 
     def log(self, record: dict[str, Any]) -> None:
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def rewind(self, step: int) -> None:
+        """Forget the records after `step`, which a run that goes on from there will write again."""
+        if not self.metrics.exists():
+            return
+        kept = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                break  # the line that a kill cut off
+            if record["step"] <= step:
+                kept.append(line + "\n")
+        partial = self.metrics.with_suffix(".partial")
+        partial.write_text("".join(kept), encoding="utf-8")
+        os.replace(partial, self.metrics)
 
     def bind(self, config: dict[str, Any]) -> None:
         """Record the run's config; raises TrainingError when the directory belongs to another one."""
@@ -43,7 +63,9 @@ class RunDirectory:
                 f"{self.path}: holds a run with another config; choose another --run directory, "
                 "or delete this one to start again"
             )
-        file.write_text(text, encoding="utf-8")
+        partial = file.with_suffix(f".{os.getpid()}.partial")  # several processes may bind at once
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, file)
 
     def save(
         self, step: int, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], state: dict[str, Any]

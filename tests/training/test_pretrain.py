@@ -17,8 +17,9 @@ from training.data.mixture import MixtureConfig, SourceConfig
 from training.data.packing import collate
 from training.data.render import Example, render
 from training.errors import ConfigError, TrainingError
+from training.held_out import HeldOutScore
 from training.losses.language_model import next_token_loss, shifted_positions
-from training.methods.pretrain import HeldOutScore, Learner, PretrainConfig, main, train
+from training.methods.pretrain import Learner, PretrainConfig, main, train
 from training.optimization import OptimizerConfig, ScheduleConfig
 from training.provenance import RunRecord
 from training.publish import Draft, publish

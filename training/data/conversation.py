@@ -20,10 +20,14 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """An optional system message, then user and assistant in turns, the user first."""
+    """An optional system message, then user and assistant in turns, the user first.
+
+    `difficulty`, where the data says it, orders a curriculum.
+    """
 
     messages: tuple[Message, ...]
     supervise: Supervise = "assistant"
+    difficulty: float | None = None
 
     def problem(self) -> str | None:
         """What makes this conversation unfit for training, or None."""

@@ -5,7 +5,8 @@
     turns              {"turns": ["…", "…"]}                    the user speaks first
     messages           {"messages": [{"role": …, "content": …}]}
 
-`columns` in a source renames a file's own columns to these. An empty or malformed row is an error with
+`columns` in a source renames a file's own columns to these; `difficulty: NAME` there names a column of
+numbers, by which a curriculum may be ordered. An empty or malformed row is an error with
 its file and line, unless the source says `on_bad_row: skip`; skipped rows are counted.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -56,7 +58,8 @@ def read_conversations(
     for number, row in read_rows(path):
         renamed = row | {ours: row[theirs] for ours, theirs in (columns or {}).items() if theirs in row}
         try:
-            conversation = Conversation(tuple(parse(renamed)), supervise)
+            difficulty = _number(renamed, "difficulty") if "difficulty" in (columns or {}) else None
+            conversation = Conversation(tuple(parse(renamed)), supervise, difficulty)
             problem = conversation.problem()
         except (KeyError, TypeError, ValueError) as error:
             problem = f"missing column {error}" if isinstance(error, KeyError) else str(error)
@@ -74,6 +77,13 @@ def _text(row: Mapping[str, Any], column: str) -> str:
     if not isinstance(value, str):
         raise TypeError(f"column {column!r} must be a string, found {type(value).__name__}")
     return value.strip()
+
+
+def _number(row: Mapping[str, Any], column: str) -> float:
+    value = row[column]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise TypeError(f"column {column!r} must be a number, found {value!r}")
+    return float(value)
 
 
 def _demonstration(row: Mapping[str, Any]) -> Iterator[Message]:

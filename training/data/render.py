@@ -22,6 +22,7 @@ class Example:
 
     ids: tuple[int, ...]
     supervised: tuple[bool, ...]
+    difficulty: float | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -34,7 +35,7 @@ def render(conversation: Conversation, tokenizer: PreTrainedTokenizerFast) -> Ex
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids: list[int] = encoding["input_ids"]
     if conversation.supervise == "all":
-        return Example(tuple(ids), (True,) * len(ids))
+        return Example(tuple(ids), (True,) * len(ids), conversation.difficulty)
     starts = [start for start, _ in encoding["offset_mapping"]]
     supervised = [False] * len(ids)
     for index, message in enumerate(messages):
@@ -49,7 +50,7 @@ def render(conversation: Conversation, tokenizer: PreTrainedTokenizerFast) -> Ex
             )
         for position in range(bisect_left(starts, len(before)), bisect_left(starts, len(upto))):
             supervised[position] = True
-    return Example(tuple(ids), tuple(supervised))
+    return Example(tuple(ids), tuple(supervised), conversation.difficulty)
 
 
 def render_within(

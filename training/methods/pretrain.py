@@ -49,6 +49,7 @@ from training.data.packing import Batch, Row, collate
 from training.data.render import Example, render_within
 from training.data.tokenizer import train_tokenizer
 from training.errors import TrainingError
+from training.held_out import HeldOutScore
 from training.losses.language_model import next_token_loss, shifted_positions
 from training.optimization import OptimizerConfig, ScheduleConfig, build_optimizers, set_learning_rate
 from training.provenance import RunRecord, code_revision, origin
@@ -84,28 +85,6 @@ class PretrainConfig(Config):
         if self.rows_per_step % self.micro_batch:
             raise ValueError("rows_per_step must be a multiple of micro_batch")
         return self
-
-
-@dataclass(frozen=True, slots=True)
-class HeldOutScore:
-    """Mean negative log-likelihood in nats per supervised token, and each conversation's (sum, count)."""
-
-    loss: float
-    per_row: tuple[tuple[float, int], ...]
-
-    @property
-    def perplexity(self) -> float:
-        return math.exp(self.loss)
-
-    def perplexity_interval(self, seed: int, resamples: int = 2000) -> tuple[float, float]:
-        """The 95 % percentile-bootstrap interval, over conversations (Efron 1979)."""
-        sums_R2 = torch.tensor(self.per_row, dtype=torch.float64)
-        generator = torch.Generator().manual_seed(seed)
-        picks_SR = torch.randint(len(sums_R2), (resamples, len(sums_R2)), generator=generator)
-        totals_S2 = sums_R2[picks_SR].sum(dim=1)
-        losses_S = totals_S2[:, 0] / totals_S2[:, 1]
-        low, high = losses_S.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).exp().tolist()
-        return low, high
 
 
 class Learner:
@@ -239,6 +218,7 @@ def train(config: PretrainConfig, data_root: Path, run_path: Path, stop_after: i
     learner = Learner(build_model(config, data.tokenizer), config)
     place = run.latest()
     start = restore(place, learner.model, learner.optimizers)["step"] if place is not None else 0
+    run.rewind(start)
     end = config.steps if stop_after is None else min(config.steps, start + stop_after)
     with Bar(config.steps, start) as bar:
         for done, loss in run_steps(config, data, learner, run, start, end):
@@ -279,13 +259,7 @@ def write_record(config: PretrainConfig, data: Prepared, learner: Learner, run_p
     evaluations: tuple[Evaluation, ...] = ()
     if data.held_out:
         score = learner.evaluate(data.held_out, int(data.tokenizer.pad_token_id))
-        low, high = score.perplexity_interval(config.seed)
-        on = "supervised tokens of the held-out conversations"
-        evaluations = (
-            Evaluation(
-                metric="perplexity", value=score.perplexity, low=low, high=high, data=on, n=len(data.held_out)
-            ),
-        )
+        evaluations = (score.evaluation(config.seed),)
     earlier, parent = origin(Path(config.init)) if config.init is not None else (None, None)
     RunRecord(
         method="pretrain",

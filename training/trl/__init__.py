@@ -1,0 +1,8 @@
+"""What Keel adds to the trainers of transformers and TRL: exact resume, reports, limits, safety figures."""
+
+from __future__ import annotations
+
+from huggingface_hub import constants
+
+# TRL reports every trainer that is made to its authors; training here talks to nobody.
+constants.HF_HUB_DISABLE_TELEMETRY = True
