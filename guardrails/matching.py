@@ -10,9 +10,34 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from guardrails.build import GuardEnvironment
+from guardrails.guard import Scope
 from guardrails.normalize import GrowingNormal, charwise
+from guardrails.remedy import Remedy
 from guardrails.scan import Match, PatternSet, Scanner
-from guardrails.verdict import Finding
+from guardrails.verdict import Action, Finding
+from policies.spec import GuardBase
+
+
+class SearchingGuard:
+    """What guards have in common that search texts as they arrive; see `guardrails.guard.Guard`."""
+
+    scope: Scope = "pattern"
+    servables: frozenset[str] = frozenset()
+
+    def __init__(self, spec: GuardBase, env: GuardEnvironment, remedy: Remedy) -> None:
+        self.name = spec.title
+        self.on_error = env.on_error(spec)
+        self.deadline = spec.deadline_ms / 1000
+        self.remedy = remedy
+
+    @property
+    def action(self) -> Action:
+        return self.remedy.action
+
+    @property
+    def changes_text(self) -> bool:
+        return self.remedy.changes_text
 
 
 class Found(NamedTuple):
@@ -36,19 +61,21 @@ class Found(NamedTuple):
 
 
 class FormSearch:
-    """One growing text, searched in both forms."""
+    """One growing text, searched in both forms; without `normalize` only as it is."""
 
-    __slots__ = ("_normal", "_normal_scanner", "_scanner", "_seen")
+    __slots__ = ("_normal", "_normal_scanner", "_normalize", "_scanner", "_seen")
 
-    def __init__(self, patterns: PatternSet) -> None:
+    def __init__(self, patterns: PatternSet, *, normalize: bool = True) -> None:
         self._scanner = Scanner(patterns)
+        self._normalize = normalize
         self._normal: GrowingNormal | None = None
         self._normal_scanner: Scanner | None = None
         self._seen = 0
 
     def advance(self, text: str, final: bool) -> tuple[list[Found], int]:
         """What has become certain, and the offset before which nothing else will begin."""
-        self._grow(text)
+        if self._normalize:
+            self._grow(text)
         matches, settled = self._scanner.advance(text, final)
         found = [_found(match, text, None) for match in matches]
         if self._normal is not None and self._normal_scanner is not None:

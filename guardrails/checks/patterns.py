@@ -12,11 +12,12 @@ from functools import lru_cache
 
 from guardrails.build import GuardEnvironment
 from guardrails.builtin_patterns import BUILTINS, Builtin
-from guardrails.guard import Context, Scope, Step
-from guardrails.normalize import GrowingNormal, charwise
+from guardrails.guard import Context, Step
+from guardrails.matching import FormSearch, Found, SearchingGuard
+from guardrails.normalize import charwise
 from guardrails.remedy import Remedy
-from guardrails.scan import Match, PatternError, PatternSet, Scanner, StreamPattern
-from guardrails.verdict import Action, Finding
+from guardrails.scan import PatternError, PatternSet, StreamPattern
+from guardrails.verdict import Finding
 from guardrails.words import word_expression
 from policies.errors import Problem
 from policies.spec import Pattern, PatternsSpec
@@ -32,98 +33,45 @@ WORD = "WORD_LIST"
 PATTERN = "PATTERN"
 
 
-class PatternsGuard:
+class PatternsGuard(SearchingGuard):
     """What a policy searches for, and what it wants done about it."""
 
-    scope: Scope = "pattern"
-    servables: frozenset[str] = frozenset()
-
     def __init__(self, spec: PatternsSpec, env: GuardEnvironment) -> None:
-        self.name = spec.title
-        self.on_error = env.on_error(spec)
-        self.deadline = spec.deadline_ms / 1000
-        self._remedy = Remedy(spec.action, env.hash_key, spec.replacement)
+        super().__init__(spec, env, Remedy(spec.action, env.hash_key, spec.replacement))
         self._kinds = _kinds(spec)
         self._patterns = PatternSet([_compiled(kind.expression, kind.entity_type) for kind in self._kinds])
         self._normalize = spec.normalize
 
-    @property
-    def action(self) -> Action:
-        return self._remedy.action
-
-    @property
-    def changes_text(self) -> bool:
-        return self._remedy.changes_text
-
     def examine(self, context: Context) -> _Examination:
-        return _Examination(self)
+        return _Examination(self, FormSearch(self._patterns, normalize=self._normalize))
 
-    def found(self, text: str, match: Match) -> tuple[Builtin, int, int] | None:
-        """What `match` in `text` is after all, and where."""
-        kind = self._kinds[match.pattern]
-        if kind.narrow is None:
-            return kind, match.start, match.end
-        span = kind.narrow(text[match.start : match.end])
-        return None if span is None else (kind, match.start + span[0], match.start + span[1])
-
-    def finding(self, kind: Builtin, start: int, end: int, text: str) -> Finding:
-        return self._remedy.finding(self.name, kind.entity_type, start, end, kind.score, text)
+    def read(self, text: str, found: Found) -> Iterator[Finding]:
+        """What a match is after all, and where."""
+        kind = self._kinds[found.pattern]
+        part = kind.narrow(found.text) if kind.narrow else (0, len(found.text))
+        if part is not None:
+            start, end = found.span(*part)
+            yield self.remedy.finding(self.name, kind.entity_type, start, end, kind.score, text)
 
 
 class _Examination:
-    """One text, searched as it is and, from its first character that isn't its own normal form, in that."""
+    """One text; what was found in both of its forms is told once."""
 
-    __slots__ = ("_guard", "_normal", "_normal_scanner", "_scanner", "_seen", "_told")
+    __slots__ = ("_guard", "_search", "_told")
 
-    def __init__(self, guard: PatternsGuard) -> None:
+    def __init__(self, guard: PatternsGuard, search: FormSearch) -> None:
         self._guard = guard
-        self._scanner = Scanner(guard._patterns)
-        self._normal: GrowingNormal | None = None
-        self._normal_scanner: Scanner | None = None
-        self._seen = 0
+        self._search = search
         self._told: set[Finding] = set()
 
     def advance(self, text: str, final: bool) -> Step:
-        if self._guard._normalize:
-            self._normalize(text)
-        findings: list[Finding] = []
-        matches, settled = self._scanner.advance(text, final)
-        if matches:
-            findings += self._tell(self._read(text, matches))
-        if self._normal is not None and self._normal_scanner is not None:
-            matches, position = self._normal_scanner.advance(self._normal.text, final)
-            settled = min(settled, self._normal.original(position))
-            if matches:
-                findings += self._tell(self._read_normal(text, self._normal, matches))
-        return Step(settled, findings)
-
-    def _normalize(self, text: str) -> None:
-        """Keep the normal form up to date; as long as it is the text itself, there is nothing to keep."""
-        new = text[self._seen :]
-        if self._normal is None and not new.isascii() and charwise(new).offsets is not None:
-            self._normal = GrowingNormal(text[: self._seen])
-            self._normal_scanner = self._scanner.fork()
-        if self._normal is not None:
-            self._normal.grow(text)
-        self._seen = len(text)
-
-    def _read(self, text: str, matches: Iterable[Match]) -> Iterator[Finding]:
-        for match in matches:
-            if found := self._guard.found(text, match):
-                yield self._guard.finding(*found, text)
-
-    def _read_normal(self, text: str, normal: GrowingNormal, matches: Iterable[Match]) -> Iterator[Finding]:
-        for match in matches:
-            if found := self._guard.found(normal.text, match):
-                kind, start, end = found
-                yield self._guard.finding(kind, *normal.span(start, end), text)
-
-    def _tell(self, findings: Iterable[Finding]) -> Iterator[Finding]:
-        """What was found in both forms is told once."""
-        for finding in findings:
-            if finding not in self._told:
-                self._told.add(finding)
-                yield finding
+        found, settled = self._search.advance(text, final)
+        if not found:
+            return Step(settled)
+        findings = dict.fromkeys(finding for one in found for finding in self._guard.read(text, one))
+        new = [finding for finding in findings if finding not in self._told]
+        self._told.update(new)
+        return Step(settled, new)
 
 
 def build(spec: PatternsSpec, env: GuardEnvironment) -> PatternsGuard:

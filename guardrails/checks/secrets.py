@@ -20,12 +20,12 @@ from itertools import pairwise
 import regex
 
 from guardrails.build import GuardEnvironment
-from guardrails.guard import Context, Scope, Step
-from guardrails.matching import FormSearch, Found, Outbox
+from guardrails.guard import Context, Step
+from guardrails.matching import FormSearch, Found, Outbox, SearchingGuard
 from guardrails.private_keys import Block, PrivateKeySearch
 from guardrails.remedy import Remedy
 from guardrails.scan import PatternSet, StreamPattern
-from guardrails.verdict import Action, Finding
+from guardrails.verdict import Finding
 from policies.errors import Problem
 from policies.explain import suggestion
 from policies.spec import SecretsSpec
@@ -213,28 +213,14 @@ KINDS = (PRIVATE_KEY, *(kind.name for kind in (*_TOKENS, *_OTHERS, _HIGH_ENTROPY
 """What a policy may choose from; also the `entity_type` of the findings."""
 
 
-class SecretsGuard:
+class SecretsGuard(SearchingGuard):
     """The kinds that a policy asks for, and what it wants done about them."""
 
-    scope: Scope = "pattern"
-    servables: frozenset[str] = frozenset()
-
     def __init__(self, spec: SecretsSpec, env: GuardEnvironment) -> None:
-        self.name = spec.title
-        self.on_error = env.on_error(spec)
-        self.deadline = spec.deadline_ms / 1000
-        self._remedy = Remedy(spec.action, env.hash_key)
+        super().__init__(spec, env, Remedy(spec.action, env.hash_key))
         chosen = _chosen(spec)
         self.patterns, self._groups = _compiled(chosen)
         self.finds_private_keys = PRIVATE_KEY in chosen
-
-    @property
-    def action(self) -> Action:
-        return self._remedy.action
-
-    @property
-    def changes_text(self) -> bool:
-        return self._remedy.changes_text
 
     def examine(self, context: Context) -> SecretsExamination:
         return SecretsExamination(self)
@@ -246,10 +232,10 @@ class SecretsGuard:
         part = kind.secret(found.text) if kind else None
         if kind and part:
             start, end = found.span(*part)
-            yield self._remedy.finding(self.name, kind.name, start, end, kind.score, text)
+            yield self.remedy.finding(self.name, kind.name, start, end, kind.score, text)
 
     def private_key(self, text: str, block: Block) -> Finding:
-        return self._remedy.finding(self.name, PRIVATE_KEY, block.start, block.end, 1.0, text)
+        return self.remedy.finding(self.name, PRIVATE_KEY, block.start, block.end, 1.0, text)
 
 
 class SecretsExamination:

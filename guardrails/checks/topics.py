@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import regex
 
 from guardrails.build import GuardEnvironment
-from guardrails.guard import Context, Scope, Step
-from guardrails.matching import FormSearch, Outbox
+from guardrails.guard import Context, Step
+from guardrails.matching import FormSearch, Outbox, SearchingGuard
 from guardrails.normalize import charwise
 from guardrails.remedy import Remedy
 from guardrails.scan import PatternError, PatternSet, StreamPattern
-from guardrails.verdict import Action, Finding
+from guardrails.verdict import Finding
 from policies.errors import Problem
 from policies.spec import TopicsSpec
 
@@ -70,18 +70,11 @@ class _Phrase:
     needed: int
 
 
-class TopicsGuard:
+class TopicsGuard(SearchingGuard):
     """A policy's denied topics; one pattern per phrase, so that phrases may overlap."""
 
-    scope: Scope = "pattern"
-    servables: frozenset[str] = frozenset()
-    changes_text = False
-
     def __init__(self, spec: TopicsSpec, env: GuardEnvironment) -> None:
-        self.name = spec.title
-        self.on_error = env.on_error(spec)
-        self.deadline = spec.deadline_ms / 1000
-        self.remedy = Remedy(spec.action)
+        super().__init__(spec, env, Remedy(spec.action))
         expressions = {
             (topic, expression): topic_spec.min_hits
             for topic, topic_spec in spec.deny.items()
@@ -89,10 +82,6 @@ class TopicsGuard:
         }
         self.phrases = [_Phrase(topic, needed) for (topic, _), needed in expressions.items()]
         self.patterns = PatternSet([StreamPattern.compile(e, topic) for topic, e in expressions])
-
-    @property
-    def action(self) -> Action:
-        return self.remedy.action
 
     def examine(self, context: Context) -> TopicsExamination:
         return TopicsExamination(self)
