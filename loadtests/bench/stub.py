@@ -37,9 +37,16 @@ def words(count: int) -> str:
     return " ".join(WORDS[i % len(WORDS)] for i in range(count))
 
 
-def canned_reply(tokens: int) -> bytes:
-    """A chat completion of `tokens` one-word tokens, without an apostrophe (nginx quotes with it)."""
-    message = {"role": "assistant", "content": words(tokens)}
+def canned_reply(tokens: int, *, fresh: bool = False) -> bytes:
+    """A chat completion of `tokens` one-word tokens, without an apostrophe (nginx quotes with it).
+
+    With `fresh` its first and last word are a number that nginx makes anew for each reply.
+    """
+    text = words(tokens)
+    if fresh:
+        number = "$connection$connection_requests"
+        text = f"{number} {words(tokens - 2)} {number}"
+    message = {"role": "assistant", "content": text}
     body = {
         "id": "chatcmpl-bench",
         "object": "chat.completion",
@@ -52,15 +59,18 @@ def canned_reply(tokens: int) -> bytes:
 
 
 @contextlib.contextmanager
-def nginx_stub(home: Path, *, tokens: int = 64) -> Iterator[Server]:
-    """nginx on a free loopback port, on the load's core, answering every chat with the same reply."""
+def nginx_stub(home: Path, *, tokens: int = 64, fresh: bool = False) -> Iterator[Server]:
+    """nginx on a free loopback port, on the load's core, answering every chat with the same reply.
+
+    With `fresh` no two replies are alike, so that no guard knows a verdict from the last one.
+    """
     nginx = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
     if nginx is None:
         raise BenchError("nginx is missing; on Debian: apt-get install nginx-light")
     home.mkdir(parents=True, exist_ok=True)
     port = free_port()
     conf = home / "nginx.conf"
-    conf.write_text(_CONF.format(home=home, port=port, reply=canned_reply(tokens).decode()))
+    conf.write_text(_CONF.format(home=home, port=port, reply=canned_reply(tokens, fresh=fresh).decode()))
     argv = [nginx, "-p", str(home), "-c", str(conf)]
     with serve(argv, port=port, ready="/", log=home / "nginx.log", core=LOAD_CORE) as server:
         yield server
