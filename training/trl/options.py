@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -81,7 +82,7 @@ def trainer_arguments(
     settings: dict[str, Any] = {
         **stepwise,
         "num_train_epochs": options.epochs if options.epochs is not None else 1,
-        "output_dir": str(run_path / "steps") if run_path is not None else os.devnull,
+        "output_dir": str(run_path / "steps") if run_path is not None else tempfile.gettempdir(),
         "seed": seed,
         "data_seed": seed,
         "per_device_train_batch_size": options.micro_batch,
