@@ -34,11 +34,15 @@ class Unit(NamedTuple):
 NUMBERS = ["0", "-0", "7", "12", "-12", "123", "12345", "1e5", "12.50", "-0.5E-3", "true", "false", "null"]
 
 
-def json_data(texts: st.SearchStrategy[str]) -> st.SearchStrategy[Any]:
+numbers = st.sampled_from(NUMBERS).map(Number)
+
+
+def json_data(
+    texts: st.SearchStrategy[str], numbers: st.SearchStrategy[Number] = numbers
+) -> st.SearchStrategy[Any]:
     """Objects (lists of members: a name may be given twice), lists, texts and numbers."""
-    values = texts | st.sampled_from(NUMBERS).map(Number)
     return st.recursive(
-        values,
+        texts | numbers,
         lambda inner: st.lists(inner, max_size=4).map(tuple) | st.lists(st.tuples(texts, inner), max_size=4),
         max_leaves=8,
     )

@@ -146,9 +146,8 @@ async def test_a_sure_verdict_asks_no_worker() -> None:
 async def test_a_block_cancels_what_still_runs() -> None:
     runner = Runner(delays={"fast": 0.0, "slow": 30.0})
     guards = [WordGuard("slow", "x", servable="slow"), WordGuard("fast", "bad", servable="fast")]
-    started = time.monotonic()
     result = await chain(guards, runner).judge([Part("user", "bad")])
-    assert result.action is Action.BLOCK and time.monotonic() - started < 5
+    assert result.action is Action.BLOCK
     assert runner.cancelled == ["slow"]
     assert {report.guard: report.state for report in result.parts[0].reports} == {
         "slow": "skipped",
@@ -157,11 +156,22 @@ async def test_a_block_cancels_what_still_runs() -> None:
 
 
 async def test_guards_of_a_stage_run_together() -> None:
-    runner = Runner(delay=0.2)
+    class Together(Runner):
+        """Answers when all have been asked."""
+
+        all_asked = asyncio.Event()
+
+        async def run(self, servable: str, payload: Any, timeout: float) -> Any:
+            self.asked.append(servable)
+            if len(self.asked) == 10:
+                self.all_asked.set()
+            await self.all_asked.wait()
+            self.finished.append(servable)
+
+    runner = Together()
     guards = [WordGuard(f"g{n}", "x", servable=f"s{n}") for n in range(5)]
-    started = time.monotonic()
     await chain(guards, runner).judge([Part("user", "fine"), Part("tool", "more")])
-    assert time.monotonic() - started < 1.5 and len(runner.finished) == 10
+    assert len(runner.finished) == 10
 
 
 async def test_cancelling_the_request_cancels_its_jobs() -> None:
@@ -217,9 +227,7 @@ async def test_a_late_guard_is_a_failure_even_if_the_runner_never_answers() -> N
     guard = WordGuard("g", "x", servable="s", deadline=0.05)
     other = WordGuard("h", "x", servable="t", deadline=5, on_error=Action.ALLOW)
     runner = Runner(delays={"s": 60.0})
-    started = time.monotonic()
     result = await chain([guard, other], runner).judge([Part("user", "fine")])
-    assert time.monotonic() - started < 5
     assert result.verdict.failures == {Failure("g", "timeout", Action.BLOCK)}
 
 

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+import regex
 
 from guardrails.build import GuardEnvironment, build_guard
 from guardrails.guard import Answer, Context, Guard, Job, Step
@@ -164,7 +165,7 @@ def test_a_guard_that_reads_raw_texts_is_given_them() -> None:
 
 
 class _Judge:
-    """A guard whose job, about all that has arrived so far, finds `word` in it."""
+    """A guard with a job about each piece that arrives, which finds `word` in it."""
 
     name, scope, action, on_error, deadline = "judge", "segment", Action.REDACT, Action.BLOCK, 1.0
     changes_text, servables = True, frozenset({"s"})
@@ -182,20 +183,25 @@ class _Examination:
 
     def advance(self, text: str, final: bool) -> Step:
         start, self.asked = self.asked, len(text)
-        jobs = [Job(start, len(text), "s", text, self.read)] if len(text) > start else []
+        jobs = [Job(start, len(text), "s", (start, text[start:]), self.read)] if len(text) > start else []
         return Step(len(text), jobs=jobs)
 
-    def read(self, text: Any) -> Answer:
-        at = text.find(self.judge.word)
-        return Answer([Finding(at, at + 2, "judge", "X", 1.0, Action.REDACT)] if at >= 0 else [], {"x": 1.0})
+    def read(self, piece: Any) -> Answer:
+        start, text = piece
+        found = [
+            Finding(start + match.start(), start + match.end(), "judge", "X", 1.0, Action.REDACT)
+            for match in regex.finditer(self.judge.word, text)
+        ]
+        return Answer(found)
 
 
 def test_a_job_about_a_number_waits_until_the_number_is_complete() -> None:
-    moderator = Moderator([_Judge("45")], ARGUMENTS)
+    moderator = Moderator([_Judge("34")], ARGUMENTS)
     (first,) = moderator.feed('{"a": "b", "n": ')
     assert not moderator.feed("1234")
     assert not moderator.feed("567")
     jobs = moderator.feed("8, ")
+    assert [pending.job.payload[1] for pending in jobs] == ["1234", "567", "8\n"]
     for pending in [first, *jobs]:
         moderator.resolve(pending, pending.job.payload)
     assert moderator.release().text == '{"a": "b", "n": "[X]", '

@@ -18,7 +18,7 @@ from guardrails.guard import Context
 from guardrails.json_text import GrowingJson
 from guardrails.stream import Moderator
 from guardrails.verdict import Action
-from tests.guardrails.json_texts import NUMBERS, json_data, spell
+from tests.guardrails.json_texts import NUMBERS, Number, json_data, spell
 from tests.guardrails.reference import chunks, found, released_in_any_order
 from tests.guardrails.scripted import Rule, RuleGuard, cases
 from tests.guardrails.test_stream_contract import PIECES, guard_sets
@@ -68,6 +68,23 @@ def test_arguments_are_examined_decoded_and_released_as_valid_json(
     if not moderator.verdict.action.withholds:
         assert shape(parsed(expected)) == shape(parsed(text.raw))
         assert apply_json(text.raw, moderator.verdict) == expected
+
+
+numbers = st.integers().map(lambda number: Number(str(number)))
+
+
+@cases(500)
+@given(st.data(), json_data(st.just("a"), numbers), SEEDS, guard_sets([r"\d\d", r"[13579]+", r"\b\d"]))
+def test_numbers_are_replaced_whole_however_they_are_cut_and_asked_about(
+    data: st.DataObject, arguments: Any, seed: int, guards: list[RuleGuard]
+) -> None:
+    for guard in guards:
+        guard.fail_on = ""
+    text = spell(arguments, Random(seed))
+    expected = text.moderated(*found(guards, text.view))
+    states = released_in_any_order(data, Moderator(guards, ARGUMENTS), chunks(data, text.raw, 40), guards)
+    assert all(expected.startswith(state) for state in states)
+    assert states[-1] == expected
 
 
 def lines(data: Any) -> str:

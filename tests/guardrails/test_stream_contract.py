@@ -6,6 +6,8 @@ predictions say about the finished text.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,13 +29,12 @@ SOURCES = [
     r"(?m)^a", r"\d+\B", r"(?<=a)b+", r"[^\s\d]{2,3}", r"(?i)SORRY\s+\S", r"(a|b)\1", r".\b.", r"\s+",
 ]  # fmt: skip
 ACTIONS = [Action.ALLOW, Action.REDACT, Action.REDACT, Action.REWRITE, Action.ESCALATE, Action.BLOCK]
-rules = st.builds(
-    Rule, st.sampled_from(SOURCES), st.sampled_from(ACTIONS), st.sampled_from([None, "", "#", "long words"])
-)
+REPLACEMENTS = [None, "", "#", "long words"]
 
 
 @st.composite
-def guard_sets(draw: st.DrawFn) -> list[RuleGuard]:
+def guard_sets(draw: st.DrawFn, sources: Sequence[str] = SOURCES) -> list[RuleGuard]:
+    rules = st.builds(Rule, st.sampled_from(sources), st.sampled_from(ACTIONS), st.sampled_from(REPLACEMENTS))
     return [
         RuleGuard(
             name=f"g{index}",
