@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from policies.constraints import Constraint
 from policies.errors import Loc, Problem
 
 ActionName = Literal["allow", "redact", "mask", "hash", "rewrite", "escalate", "block"]
@@ -203,6 +204,7 @@ class PolicySpec(Frozen):
     model: ModelRef
     input: tuple[GuardSpec, ...] = ()
     output: tuple[GuardSpec, ...] = ()
+    constraints: tuple[Constraint, ...] = ()
     roles: Annotated[tuple[Role, ...], Field(min_length=1)] = ("user", "tool")
     streaming: Literal["allow", "buffer", "refuse"] = "allow"
     on_error: OnError = "block"

@@ -15,6 +15,7 @@ from guardrails.chain import InputChain
 from guardrails.runtime import Runtime
 from guardrails.servable import ServableSpec
 from guardrails.verdict_cache import VerdictCache
+from policies.constraints import to_wire
 from policies.load import LoadedPolicy
 from policies.spec import PolicySpec
 from service.engine.engine import Engine
@@ -42,6 +43,7 @@ class Served:
     guards: GuardSet
     chain: InputChain
     headers: tuple[Header, ...] = field(repr=False)
+    constraints: str = ""
 
     @property
     def name(self) -> str:
@@ -123,7 +125,8 @@ class Catalog:
         chain = InputChain(
             guards.input, self._runtime, self._cache, policy_digest=policy.digest, roles=policy.spec.roles
         )
-        return Served(policy, Target(engine, model, checkpoint), guards, chain, headers)
+        constraints = to_wire(policy.spec.constraints) if policy.spec.constraints else ""
+        return Served(policy, Target(engine, model, checkpoint), guards, chain, headers, constraints)
 
     def _publish(self) -> None:
         self._metrics.policy_info.clear()

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import orjson
 
+from policies.constraints import XARG
 from service.catalog import Served
 from service.http import Call, Header
 from service.openai.errors import BadRequest
@@ -75,6 +76,7 @@ class Generation:
         Usage is always asked for, because the token limits and the metrics need it.
         """
         self.payload["model"] = self.served.target.model
+        self._constrain()
         if self.call.stream:
             options = self.payload.get("stream_options")
             asked = {**(options or {}), "include_usage": True}
@@ -87,6 +89,15 @@ class Generation:
             return orjson.dumps(self.payload)
         except orjson.JSONEncodeError:
             raise BadRequest("the body is nested too deeply", code="invalid_json") from None
+
+    def _constrain(self) -> None:
+        """Put the policy's constraints in; what a caller sends under their name is not theirs to say."""
+        xargs = self.payload.get("vllm_xargs")
+        if isinstance(xargs, dict):
+            xargs.pop(XARG, None)
+        if self.served.constraints:
+            given = xargs if isinstance(xargs, dict) else {}
+            self.payload["vllm_xargs"] = {**given, XARG: self.served.constraints}
 
     def headers(self) -> list[Header]:
         """What the client is told beside the reply."""

@@ -10,6 +10,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,13 +116,13 @@ def vllm_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_llama(tmp_path_factory.mktemp("tiny-llama"))
 
 
-@pytest.fixture(scope="session")
-def vllm_server(vllm_checkpoint: Path) -> Iterator[VllmServer]:
-    """One vLLM for all tests of the run, on a thread of its own since every test has its own event loop."""
+@contextmanager
+def running_vllm(checkpoint: Path, arguments: tuple[str, ...] = ()) -> Iterator[VllmServer]:
+    """A vLLM on a thread of its own, since every test has its own event loop."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="vllm-fixture", daemon=True)
     thread.start()
-    child = ManagedVllm(VllmConfig(vllm_checkpoint, SERVED_NAME, arguments=TOOLS))
+    child = ManagedVllm(VllmConfig(checkpoint, SERVED_NAME, arguments=arguments))
 
     async def start() -> None:
         await child.start()
@@ -135,3 +136,10 @@ def vllm_server(vllm_checkpoint: Path) -> Iterator[VllmServer]:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+
+
+@pytest.fixture(scope="session")
+def vllm_server(vllm_checkpoint: Path) -> Iterator[VllmServer]:
+    """One vLLM for all tests of the run."""
+    with running_vllm(vllm_checkpoint, TOOLS) as server:
+        yield server

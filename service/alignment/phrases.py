@@ -107,20 +107,25 @@ _CLASSES = {
     for state in (_OTHER, _WORD, *_CONTINUED, *_UNDECIDED)
 }
 
-# (class of what came before, nodes of the phrases under way, whether a phrase was just completed)
-_State = tuple[str, frozenset[_Node], bool]
+# How a state is entered: no phrase was completed, one was by its last character, or by what followed it.
+_PLAIN, _HIT, _CONFIRMED = range(3)
+
+# (class of what came before, nodes of the phrases under way, how it was entered)
+_State = tuple[str, frozenset[_Node], int]
 
 
 class PhraseAutomaton:
     """A complete DFA over bytes.
 
-    `table` [S, 256] gives the next state; `hit` [S] says that entering the state completed a phrase;
-    `pending` [S] that the text holds a phrase if it ends here. State 0 is the beginning of a text.
+    `table` [S, 256] gives the next state; `hit` [S] says that entering the state completed a phrase, and
+    `confirmed` [S] that it did so only by the boundary after it; `pending` [S] that the text holds a phrase
+    if it ends here. State 0 is the beginning of a text.
     Raises ValueError for an empty phrase and TooManyStates for more than `MAX_STATES`.
     """
 
     table: NDArray[np.int32]
     hit: NDArray[np.bool_]
+    confirmed: NDArray[np.bool_]
     pending: NDArray[np.bool_]
 
     def __init__(
@@ -174,7 +179,9 @@ class PhraseAutomaton:
                     f"the phrases need more than {MAX_STATES:,} states; give fewer or shorter"
                 )
         self.table = np.stack(rows)
-        self.hit = np.array([hit for _, _, hit in order])
+        entered = np.array([entry for _, _, entry in order])
+        self.hit = entered != _PLAIN
+        self.confirmed = entered == _CONFIRMED
         self.pending = np.array([any(map(self._is_end, nodes)) for _, nodes, _ in order])
 
     def _expected(self, nodes: frozenset[_Node]) -> Collection[int]:
@@ -185,23 +192,24 @@ class PhraseAutomaton:
 
     def _idle(self, after: str) -> _State:
         if after == _WORD:
-            return after, frozenset((_ANYWHERE,)), False
-        return after, _BEGINNINGS if after == _OTHER else frozenset(), False
+            return after, frozenset((_ANYWHERE,)), _PLAIN
+        return after, _BEGINNINGS if after == _OTHER else frozenset(), _PLAIN
 
     def _step(self, after: str, nodes: frozenset[_Node], byte: int) -> _State:
-        _, begin, hit = self._idle(after)
+        _, begin, _ = self._idle(after)
         reached = set(begin)
+        hit = confirmed = False
         for node in nodes:
             if self._is_end(node):
                 # The right boundary: decided once the character that follows is a word's or not.
-                hit = hit or after == _OTHER or after.startswith("other")
+                confirmed = confirmed or after == _OTHER or after.startswith("other")
                 if after in _UNDECIDED:
                     reached.add(_Node(node.prefix, _WAITING))
             for following in self._edges(node).get(byte, ()):
                 if following.prefix in self._phrases and not following.rest:
                     hit = hit or not self._needs_boundary(following.prefix[-1])
                 reached.add(following)
-        return after, frozenset(reached), hit
+        return after, frozenset(reached), _HIT if hit else _CONFIRMED if confirmed else _PLAIN
 
     def _is_end(self, node: _Node) -> bool:
         """Whether a phrase has been read that only waits for what follows it."""

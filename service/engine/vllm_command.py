@@ -21,6 +21,8 @@ _CPU_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "TORCH_COMPILE_DISABLE": "1",
 }
+# What policies' constraints are applied by; a request without any costs it a look at an empty table.
+_LOGITS_PROCESSOR = "service.alignment.vllm_constraints:Constraints"
 _CPU_ARGUMENTS = ("--distributed-executor-backend", "uni", "--enforce-eager")
 
 _ENVIRONMENT = {
@@ -125,6 +127,8 @@ def command(config: VllmConfig, port: int) -> list[str]:
         "--port",
         str(port),
         "--disable-uvicorn-access-log",
+        "--logits-processors",
+        _LOGITS_PROCESSOR,
     ]
     if on_cpu(config.device):
         vllm += [*_CPU_ARGUMENTS, "--kv-cache-memory-bytes", str(config.kv_cache_bytes)]
