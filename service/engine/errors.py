@@ -25,6 +25,7 @@ TimeoutKind = Literal["connect", "first_token", "idle", "total"]
 # RFC 9110 section 15.6: the upstream itself could not reach what it needs. 500 is left out: it may
 # have done the work and failed on the reply, and would likely fail again.
 RETRYABLE_STATUSES = frozenset({502, 503, 504})
+TOO_MANY_REQUESTS = 429  # RFC 6585 section 4; another upstream may have room
 
 
 class UpstreamError(Exception):

@@ -3,6 +3,7 @@
 A request takes a slot of the least busy upstream that is up, or waits its turn for one. It is sent again
 only while no byte of its reply has come and only after failures that leave nothing half done: an
 OpenAI-compatible completion has no side effects, so the worst that a second sending costs is work.
+An upstream that says 429 is left to rest while others can take its requests.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from service.engine.breaker import CircuitBreaker
 from service.engine.client import Headers, Reply, UpstreamClient
 from service.engine.config import PoolLimits
 from service.engine.errors import (
+    TOO_MANY_REQUESTS,
     ConnectError,
     Interrupted,
     Overloaded,
@@ -34,6 +36,9 @@ T = TypeVar("T")
 # A Retry-After up to this is waited out within the request; a longer one is handed to the caller.
 _PATIENCE_SECONDS = 2.0
 _EWMA_WEIGHT = 0.05
+# How long an upstream that answered 429 rests where it named no time, and at the most.
+_REST_SECONDS = 1.0
+_LONGEST_REST_SECONDS = 30.0
 
 
 class Upstream:
@@ -44,14 +49,24 @@ class Upstream:
         self.name = client.name
         self.in_flight = 0
         self.up = True  # what a supervisor says; the breaker holds what requests say
-        self.breaker = CircuitBreaker(
-            limits, asyncio.get_running_loop().time, lambda state: observer.circuit(self.name, state)
-        )
+        self._clock = asyncio.get_running_loop().time
+        self._rests_until = 0.0
+        self.breaker = CircuitBreaker(limits, self._clock, lambda state: observer.circuit(self.name, state))
 
     @property
     def hopeless(self) -> bool:
         """Whether waiting for it makes no sense now."""
         return not self.up or self.breaker.blocked
+
+    @property
+    def rests(self) -> bool:
+        """Whether it has lately had too many requests."""
+        return self._rests_until > 0 and self._clock() < self._rests_until
+
+    def rest(self, seconds: float | None) -> None:
+        """It said 429, and when to come again, or not when."""
+        pause = _REST_SECONDS if seconds is None else min(seconds, _LONGEST_REST_SECONDS)
+        self._rests_until = self._clock() + pause
 
 
 class UpstreamPool:
@@ -99,14 +114,8 @@ class UpstreamPool:
 
         async def send(upstream: Upstream) -> Reply:
             began = self._loop.time()
-            try:
-                reply = await upstream.client.complete(path, body, headers, method=method)
-            except UpstreamError as error:
-                self._ended(upstream, began, error)
-                raise
-            except BaseException:
-                self._withdrawn(upstream)
-                raise
+            asking = upstream.client.complete(path, body, headers, method=method)
+            reply = await self._attempt(upstream, began, asking)
             self._ended(upstream, began, None)
             return reply
 
@@ -123,14 +132,8 @@ class UpstreamPool:
 
         async def send(upstream: Upstream) -> EventStream:
             began = self._loop.time()
-            try:
-                stream = await upstream.client.open_stream(path, body, headers, raw=raw)
-            except UpstreamError as error:
-                self._ended(upstream, began, error)
-                raise
-            except BaseException:
-                self._withdrawn(upstream)
-                raise
+            asking = upstream.client.open_stream(path, body, headers, raw=raw)
+            stream = await self._attempt(upstream, began, asking)
 
             def ended(error: UpstreamError | None, aborted: bool) -> None:
                 if aborted:
@@ -195,9 +198,24 @@ class UpstreamPool:
             await asyncio.sleep(pause)
         raise AssertionError("the last attempt returns or raises")
 
+    async def _attempt(self, upstream: Upstream, began: float, asking: Awaitable[T]) -> T:
+        """What the upstream gives; where it gives nothing, its slot is free again."""
+        try:
+            return await asking
+        except UpstreamError as error:
+            self._ended(upstream, began, error)
+            raise
+        except BaseException:
+            self._withdrawn(upstream)
+            raise
+
     def _pause_before_retry(self, error: UpstreamError, attempt: int, tried: Collection[str]) -> float | None:
         """Seconds to wait before the next attempt, None where there is to be none."""
-        if not error.retryable or attempt >= self.limits.max_attempts or self._closing:
+        if attempt >= self.limits.max_attempts or self._closing:
+            return None
+        if isinstance(error, UpstreamStatusError) and error.status == TOO_MANY_REQUESTS:
+            return 0.0 if self._another_is_free(tried) else None
+        if not error.retryable:
             return None
         if any(u.name not in tried and not u.hopeless for u in self.upstreams):
             return 0.0
@@ -206,6 +224,12 @@ class UpstreamPool:
             return asked if asked <= _PATIENCE_SECONDS else None
         backoff = self.limits.retry_backoff_seconds * 2.0 ** (attempt - 1)
         return backoff * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+
+    def _another_is_free(self, tried: Collection[str]) -> bool:
+        return any(
+            u.name not in tried and not u.hopeless and not u.rests and u.in_flight < self.limits.max_in_flight
+            for u in self.upstreams
+        )
 
     # Slots
 
@@ -243,6 +267,7 @@ class UpstreamPool:
 
     def _pick(self, tried: Collection[str] = ()) -> Upstream | None:
         best: Upstream | None = None
+        best_order = (True, True, 0)
         count = len(self.upstreams)
         for step in range(count):
             upstream = self.upstreams[(self._next + step) % count]
@@ -252,11 +277,9 @@ class UpstreamPool:
                 or not upstream.breaker.may_send()
             ):
                 continue
-            if best is None or (upstream.name in tried, upstream.in_flight) < (
-                best.name in tried,
-                best.in_flight,
-            ):
-                best = upstream
+            order = (upstream.name in tried, upstream.rests, upstream.in_flight)
+            if best is None or order < best_order:
+                best, best_order = upstream, order
         self._next = (self._next + 1) % count
         return best
 
@@ -279,6 +302,8 @@ class UpstreamPool:
             upstream.breaker.failed()
         else:
             upstream.breaker.succeeded()  # a 4xx is an answer
+            if isinstance(error, UpstreamStatusError) and error.status == TOO_MANY_REQUESTS:
+                upstream.rest(error.retry_after)
         self._free(upstream)
 
     def _withdrawn(self, upstream: Upstream) -> None:
