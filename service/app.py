@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import secrets
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -207,11 +208,13 @@ def hash_key(settings: Settings) -> bytes:
     with contextlib.suppress(FileNotFoundError):
         return path.read_bytes()
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    key = secrets.token_bytes(32)
+    # Two gateways may start at once. A link appears with all that is in the file, and to one of them only.
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".hash-")  # created 0600
     try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:  # another gateway was faster
-        return path.read_bytes()
-    with os.fdopen(handle, "wb") as file:
-        file.write(key)
-    return key
+        with os.fdopen(handle, "wb") as file:
+            file.write(secrets.token_bytes(32))
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)
+    finally:
+        os.unlink(temporary)
+    return path.read_bytes()
