@@ -7,7 +7,7 @@ model itself (`training.judge.local`), or rules.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from policies.constitution import WEIGHTS, Constitution, Severity
 from training.data.preferences import Prompt
@@ -43,6 +43,7 @@ class Critique:
         return max((violation.weight for violation in self.violations), default=0.0)
 
 
+@runtime_checkable
 class Judge(Protocol):
     """Every method raises `training.judge.client.JudgeError` where no usable judgement was given."""
 
