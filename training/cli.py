@@ -30,6 +30,7 @@ class Command:
 COMMANDS: dict[str, Command] = {
     "sft": Command("training.methods.sft:main", "fine-tune a chat model on demonstrations (TRL)"),
     "pretrain": Command("training.methods.pretrain:main", "train a chat model from scratch"),
+    "reward": Command("training.methods.reward:main", "a reward model from comparisons and ratings"),
     "classifier": Command("training.methods.classifier:main", "fine-tune an encoder as a text classifier"),
     "evaluate": Command("training.evaluate.cli:main", "measure a checkpoint on held-out data"),
     "sample": Command("training.sample:main", "print a chat checkpoint's replies, to be read"),

@@ -15,8 +15,6 @@ On disk: what transformers writes (safetensors, config.json, tokenizer), and `re
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +22,7 @@ from typing import Self
 
 import torch
 from pydantic import Field, ValidationError, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -33,8 +31,10 @@ from transformers import (
 )
 
 from training.config import Config
+from training.data.preferences import Prompt
 from training.errors import TrainingError
-from training.reward_model_encoding import Encoded, Kind, Prompt, encode, pad, padding_to_right
+from training.files import appearing
+from training.reward_model_encoding import Encoded, Kind, encode, pad, padding_to_right
 
 RewardFunction = Callable[[Sequence[Prompt], Sequence[str]], Tensor]
 """Scores `[N]` of N replies to their prompts. A `RewardModel` is one, so is an ensemble, so is a judge."""
@@ -130,7 +130,7 @@ class RewardModel:
             encode(self.tokenizer, self.about.kind, prompt, reply, self.about.max_length)
             for prompt, reply in zip(prompts, replies, strict=True)
         ]
-        return raw_scores(self.model, encoded, pad_id(self.tokenizer), batch_size)
+        return raw_scores(self.model, self.about.kind, encoded, pad_id(self.tokenizer), batch_size)
 
     def normalised(self, prompts: Sequence[Prompt], replies: Sequence[str]) -> RewardModel:
         """The same model, normalised anew on these reference samples (at least two that differ)."""
@@ -152,14 +152,10 @@ class RewardModel:
 
     def save(self, place: Path) -> None:
         """Write the folder `place`, whole or not at all; an existing one is replaced."""
-        partial = place.with_name(place.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        self.model.save_pretrained(partial)
-        self.tokenizer.save_pretrained(partial)
-        (partial / ABOUT_NAME).write_text(self.about.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        shutil.rmtree(place, ignore_errors=True)
-        os.replace(partial, place)
+        with appearing(place) as partial:
+            self.model.save_pretrained(partial)
+            self.tokenizer.save_pretrained(partial)
+            (partial / ABOUT_NAME).write_text(self.about.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, place: Path) -> Self:
@@ -191,23 +187,24 @@ def pad_id(tokenizer: PreTrainedTokenizerFast) -> int:
     return int(tokenizer.pad_token_id)
 
 
-def forward(model: PreTrainedModel, ids_BT: Tensor, mask_BT: Tensor, types_BT: Tensor) -> Tensor:
+def forward(model: nn.Module, ids_BT: Tensor, mask_BT: Tensor, types_BT: Tensor | None) -> Tensor:
     """Raw scores `[B, K]` in float32, of texts padded on either side (the mask is 1 on real tokens).
 
-    Padding is brought to the right first. A causal model's score is then read at the last real token:
-    transformers looks for the rightmost token that is not the pad token, and `encode` refuses texts that
-    end with that.
+    `types_BT` are an encoder's segments. Padding is brought to the right first, so positions count real
+    tokens. A causal model's score is then read at the last real token: transformers looks for the rightmost
+    token that is not the pad token, and `encode` refuses texts that end with that.
     """
-    ids_BT, mask_BT, types_BT = padding_to_right(ids_BT, mask_BT, types_BT)
-    filler = model.config.pad_token_id
-    ids_BT = ids_BT.masked_fill(mask_BT == 0, filler)
-    extra = {"token_type_ids": types_BT} if getattr(model.config, "type_vocab_size", 0) > 1 else {}
+    segments_BT = torch.zeros_like(ids_BT) if types_BT is None else types_BT
+    ids_BT, mask_BT, segments_BT = padding_to_right(ids_BT, mask_BT, segments_BT)
+    extra = {} if types_BT is None else {"token_type_ids": segments_BT}
     logits: Tensor = model(input_ids=ids_BT, attention_mask=mask_BT, **extra).logits
     return logits.float()
 
 
 @torch.no_grad()
-def raw_scores(model: PreTrainedModel, encoded: Sequence[Encoded], filler: int, batch_size: int) -> Tensor:
+def raw_scores(
+    model: PreTrainedModel, kind: Kind, encoded: Sequence[Encoded], filler: int, batch_size: int = 32
+) -> Tensor:
     """Raw scores `[N, K]`, in the order given; texts of like length share a batch."""
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
     training = model.training
@@ -215,8 +212,8 @@ def raw_scores(model: PreTrainedModel, encoded: Sequence[Encoded], filler: int, 
     scores_NK = torch.zeros(len(encoded), int(model.config.num_labels or 1))
     for first in range(0, len(order), batch_size):
         rows = order[first : first + batch_size]
-        tensors = [t.to(model.device) for t in pad([encoded[row] for row in rows], filler)]
-        scores_NK[rows] = forward(model, tensors[0], tensors[1], tensors[2]).cpu()
+        ids_BT, mask_BT, types_BT = (t.to(model.device) for t in pad([encoded[row] for row in rows], filler))
+        scores_NK[rows] = forward(model, ids_BT, mask_BT, types_BT if kind == "encoder" else None).cpu()
     model.train(training)
     return scores_NK
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from training.data.conversation import Message
+from training.data.preferences import Prompt
 from training.errors import TrainingError
 
-Prompt = tuple[Message, ...]
 Kind = Literal["causal", "encoder"]
 SPEAKERS = {"system": "System", "user": "Human", "assistant": "Assistant"}
 
@@ -46,7 +46,7 @@ def encode(
 def _conversation(tokenizer: PreTrainedTokenizerFast, prompt: Prompt, reply: str, max_length: int) -> Encoded:
     messages = [{"role": m.role, "content": m.content} for m in (*prompt, Message("assistant", reply))]
     text = tokenizer.apply_chat_template(messages, tokenize=False)
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"][-max_length:]
+    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][-max_length:]
     if ids[-1] == tokenizer.pad_token_id:
         raise TrainingError(
             "the rendered conversation ends with the pad token, so its last real token cannot be told from "
@@ -58,8 +58,8 @@ def _conversation(tokenizer: PreTrainedTokenizerFast, prompt: Prompt, reply: str
 def _segments(tokenizer: PreTrainedTokenizerFast, prompt: Prompt, reply: str, max_length: int) -> Encoded:
     """A long reply keeps its beginning (its end may be cut by the sampler) and at most 3/4 of the room."""
     told = "\n".join(f"{SPEAKERS[m.role]}: {m.content}" for m in prompt)
-    context: list[int] = tokenizer(told, add_special_tokens=False)["input_ids"]
-    answer: list[int] = tokenizer(reply, add_special_tokens=False)["input_ids"]
+    context: list[int] = tokenizer(told, add_special_tokens=False, verbose=False)["input_ids"]
+    answer: list[int] = tokenizer(reply, add_special_tokens=False, verbose=False)["input_ids"]
     room = max_length - 3
     answer = answer[: max(room * 3 // 4, room - len(context))]
     context = context[max(0, len(context) + len(answer) - room) :]

@@ -14,12 +14,17 @@ from pathlib import Path
 from typing import Self
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
+from training.config import Config
+from training.data.preferences import Prompt
 from training.errors import TrainingError
+from training.files import appearing
 from training.losses.reward import Reduce, combine
 from training.reward_model import RewardFunction, RewardModel
-from training.reward_model_encoding import Prompt
+
+ENSEMBLE_NAME = "ensemble.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +67,33 @@ class RewardEnsemble:
     def load(cls, places: Sequence[Path], reduce: Reduce = "uncertainty", coefficient: float = 1.0) -> Self:
         """Members from their folders."""
         return cls(tuple(RewardModel.load(place) for place in places), reduce, coefficient)
+
+
+class AboutEnsemble(Config):
+    """`ensemble.json`: the members' folders, beside it, and how they are read as one."""
+
+    members: tuple[str, ...]
+    reduce: Reduce
+    coefficient: float
+
+
+def save_ensemble(place: Path, members: Sequence[RewardModel], reduce: Reduce, coefficient: float) -> None:
+    """Write the members' folders and `ensemble.json`, whole or not at all."""
+    names = tuple(f"member-{number}" for number in range(len(members)))
+    with appearing(place) as partial:
+        for name, member in zip(names, members, strict=True):
+            member.save(partial / name)
+        about = AboutEnsemble(members=names, reduce=reduce, coefficient=coefficient)
+        (partial / ENSEMBLE_NAME).write_text(about.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+def load_reward(place: Path) -> RewardModel | RewardEnsemble:
+    """What a `keel-train reward` run left in its `final` folder, one model or an ensemble."""
+    path = place / ENSEMBLE_NAME
+    if not path.is_file():
+        return RewardModel.load(place)
+    try:
+        about = AboutEnsemble.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise TrainingError(f"{path}: not an ensemble's description: {error}") from error
+    return RewardEnsemble.load([place / name for name in about.members], about.reduce, about.coefficient)

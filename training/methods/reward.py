@@ -1,0 +1,316 @@
+"""A reward model from comparisons: Bradley–Terry with margins, several objectives, ratings, ensembles.
+
+For a prompt x with replies y_i, scores r_k(x, y) under objective k, and the pairs (c, r) that a comparison
+says, with strength s and probability q that c is better, the loss of one comparison is
+
+    mean over its pairs of  -q log σ(Δ - m) - (1 - q) log σ(-Δ - m),
+    Δ = r_k(x, y_c) - r_k(x, y_r),   m = margin_scale · s
+
+(Bradley and Terry 1952; the mean over a ranking's K(K-1)/2 pairs, as one element: Ouyang et al. 2022,
+arXiv:2203.02155; the margin: Touvron et al. 2023, arXiv:2307.09288). Optional: ratings of single replies
+by cross-entropy or squared error; `center` · ½ r², which keeps scores near zero (Eisenstein et al. 2023,
+arXiv:2312.09244). Afterwards scores are normalised on reference samples (`training.reward_model`), an
+ensemble is members of different seeds, each on its own bootstrap sample if asked (Coste et al. 2023,
+arXiv:2310.02743).
+
+The loop is TRL's RewardTrainer. Left out: a shared trunk with many heads as an ensemble, as members that
+share features also share their errors; process rewards, which need step labels.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from trl.trainer.reward_config import RewardConfig as TrlRewardConfig
+
+from policies.manifest import Evaluation
+from training.command import run_command
+from training.config import Config
+from training.data.epochs import arrange
+from training.data.preference_data import (
+    PreferenceDataConfig,
+    RatingDataConfig,
+    Split,
+    as_pairs,
+    is_held_out,
+    load_comparisons,
+    load_ratings,
+)
+from training.data.preferences import Comparison, Preference, Prompt, Rating
+from training.errors import ConfigError, TrainingError
+from training.evaluate.bias import LengthBias, RewardLimits, hack_rates, length_bias, reward_checks
+from training.evaluate.metrics import Figure
+from training.evaluate.reward import Calibration, accuracy, calibrate, differences, first_messages
+from training.losses.reward import Reduce
+from training.methods.reward_trainer import (
+    Collator,
+    Element,
+    GroupRewardTrainer,
+    LossWeights,
+    as_dataset,
+    comparison_element,
+    rating_elements,
+)
+from training.models import ModelSource, write_record
+from training.publish import Check
+from training.reward_model import RewardModel, check_weights, pad_id, unnormalised
+from training.reward_model_backbone import kind_of, load_backbone, located, plain
+from training.reward_model_encoding import encode
+from training.reward_model_ensemble import RewardEnsemble, save_ensemble
+from training.run_directory import RunDirectory
+from training.trl.runner import TrainingOptions, run_trainer, trainer_arguments
+
+
+class RewardConfig(Config):
+    """`weights` are those of the objectives in the mix, equal ones where none are given.
+
+    `margin_scale` times a pair's strength is its margin. `members` > 1 trains an ensemble of as many seeds,
+    with `bootstrap` each on its own resample of the data. `dropout` leaves the backbone's dropout on.
+    """
+
+    name: str = "reward"
+    seed: int = 0
+    model: ModelSource
+    objectives: tuple[str, ...] = Field(default=("overall",), min_length=1)
+    weights: dict[str, float] = Field(default_factory=dict)
+    data: PreferenceDataConfig | None = None
+    ratings: RatingDataConfig | None = None
+    margin_scale: float = Field(default=1.0, ge=0)
+    rating_weight: float = Field(default=1.0, ge=0)
+    center: float = Field(default=0.0, ge=0)
+    members: int = Field(default=1, ge=1)
+    bootstrap: bool = False
+    reduce: Reduce = "uncertainty"
+    coefficient: float = Field(default=1.0, ge=0)
+    dropout: bool = False
+    held_out: float = Field(default=0.1, ge=0, lt=1)
+    reference_samples: int = Field(default=512, ge=2)
+    limits: RewardLimits = RewardLimits()
+    training: TrainingOptions
+
+    @model_validator(mode="after")
+    def _check(self) -> RewardConfig:
+        if self.weights:
+            check_weights(self.weights, self.objectives)
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class RewardResult:
+    """A trained reward model and what it is worth. `measured_on` is "held-out pairs", or "training pairs"
+    where none were held out: then the figures flatter."""
+
+    model: RewardModel
+    history: list[dict[str, Any]]
+    accuracy: Figure
+    calibration: Calibration
+    length: LengthBias
+    checks: tuple[Check, ...]
+    measured_on: str
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+    def report(self) -> str:
+        """A line per check."""
+        lines = [f"measured on {self.accuracy.n} {self.measured_on}"]
+        return "\n".join([*lines, *(f"{'pass' if c.passed else 'FAIL'}  {c}" for c in self.checks)])
+
+
+Backbone = tuple[PreTrainedModel, PreTrainedTokenizerFast]
+
+
+def train_reward(
+    config: RewardConfig,
+    preferences: Sequence[Comparison],
+    *,
+    ratings: Sequence[Rating] = (),
+    held_out: Sequence[Comparison] | None = None,
+    backbone: Backbone | None = None,
+    run: Path | None = None,
+) -> RewardResult:
+    """Fit one reward model and measure it; with `run` the fit can be interrupted and resumed.
+
+    Without `held_out`, `config.held_out` of the prompts are kept back for measuring. `backbone` is a model
+    with an output per objective (as `load_backbone` returns it), which is trained in place; without it,
+    `config.model` is loaded. Raises TrainingError for rows under an objective that the config does not name.
+    """
+    if held_out is None:
+        kept = [is_held_out(c.prompt, config.held_out) for c in preferences]
+        held_out = [c for c, out in zip(preferences, kept, strict=True) if out]
+        preferences = [c for c, out in zip(preferences, kept, strict=True) if not out]
+    model, tokenizer = backbone or load_backbone(config.model, config.objectives, config.seed)
+    about = unnormalised(kind_of(model), config.objectives, config.weights, _max_length(config, model))
+    reader = partial(encode, tokenizer, about.kind, max_length=about.max_length)
+    elements = _elements(config, preferences, ratings, reader)
+    trainer = GroupRewardTrainer(
+        model,
+        loss_weights=LossWeights(config.rating_weight, config.center),
+        args=trainer_arguments(
+            config.training,
+            run,
+            TrlRewardConfig,
+            seed=config.seed,
+            disable_dropout=not config.dropout,
+            max_length=None,
+        ),
+        data_collator=Collator(pad_id(tokenizer), segments=about.kind == "encoder"),
+        train_dataset=as_dataset(elements),
+        eval_dataset=as_dataset(_elements(config, held_out, (), reader)) if held_out else None,
+        processing_class=tokenizer,
+    )
+    history = run_trainer(trainer, run)
+    reward = RewardModel(plain(model), tokenizer, about)
+    return measure(config, _normalise(config, reward, preferences, ratings), preferences, held_out, history)
+
+
+def measure(
+    config: RewardConfig,
+    reward: RewardModel,
+    preferences: Sequence[Comparison],
+    held_out: Sequence[Comparison],
+    history: list[dict[str, Any]],
+) -> RewardResult:
+    """Accuracy, calibration and the checks, on the held-out pairs or, without any, on the training pairs."""
+    pairs = [pair for comparison in held_out or preferences for pair in as_pairs(comparison)]
+    if not pairs:
+        raise TrainingError("there is no comparison to measure on; give preferences, or held-out ones")
+    difference_P = differences(reward, pairs)
+    figure = accuracy(difference_P, pairs, config.seed)
+    calibration = calibrate(difference_P, first_messages(pairs))
+    length = length_bias(difference_P, pairs, config.seed)
+    good = list(dict.fromkeys((pair.prompt, pair.chosen) for pair in pairs))
+    rates = hack_rates(reward, good)
+    checks = reward_checks(figure, calibration, length, rates, config.limits)
+    where = "held-out pairs" if held_out else "training pairs"
+    return RewardResult(reward, history, figure, calibration, length, tuple(checks), where)
+
+
+def train_ensemble(
+    config: RewardConfig,
+    preferences: Sequence[Comparison],
+    *,
+    ratings: Sequence[Rating] = (),
+    held_out: Sequence[Comparison] | None = None,
+    run: Path | None = None,
+) -> tuple[RewardEnsemble, list[RewardResult]]:
+    """`config.members` models, of the seeds `seed`, `seed + 1`, …; with `run`, each in `run/members/I`."""
+    if held_out is None:
+        held_out = [c for c in preferences if is_held_out(c.prompt, config.held_out)]
+        preferences = [c for c in preferences if not is_held_out(c.prompt, config.held_out)]
+    results = []
+    for number in range(config.members):
+        member = config.model_copy(update={"seed": config.seed + number})
+        place = run / "members" / str(number) if run is not None else None
+        drawn = _resample(preferences, member.seed) if config.bootstrap else preferences
+        results.append(train_reward(member, drawn, ratings=ratings, held_out=held_out, run=place))
+    ensemble = RewardEnsemble(tuple(r.model for r in results), config.reduce, config.coefficient)
+    return ensemble, results
+
+
+def run_reward(config: RewardConfig, data_root: Path, run_path: Path) -> Path:
+    """Train what the config says, resuming what `run_path` holds; returns the folder of the reward model."""
+    directory = RunDirectory(run_path)
+    directory.bind(config.model_dump(mode="json"))
+    comparisons, ratings = _load(config, data_root)
+    final = run_path / "final"
+    given: dict[str, Any] = {"ratings": ratings.train, "held_out": comparisons.held_out}
+    if config.members == 1:
+        results = [train_reward(config, comparisons.train, **given, run=run_path)]
+        results[0].model.save(final)
+    else:
+        ensemble, results = train_ensemble(config, comparisons.train, **given, run=run_path)
+        save_ensemble(final, [r.model for r in results], ensemble.reduce, ensemble.coefficient)
+    for number, result in enumerate(results):
+        print(result.report() if len(results) == 1 else f"member {number}: {result.report()}")
+    data = (*comparisons.data, *ratings.data)
+    record = [evaluation for result in results[:1] for evaluation in _evaluations(result)]
+    write_record(run_path, "reward", config, located(config.model), config.seed, data, record)
+    return final
+
+
+def main(argv: Sequence[str]) -> int:
+    return run_command(
+        "reward",
+        "Train a reward model from comparisons and ratings.",
+        RewardConfig,
+        run_reward,
+        argv,
+        check=lambda config, root: "\n".join(line for split in _load(config, root) for line in split.report),
+    )
+
+
+def _load(config: RewardConfig, root: Path) -> tuple[Split[Comparison], Split[Rating]]:
+    if config.data is None:
+        raise ConfigError("data: name the comparisons to train on (files, or demo: N)")
+    comparisons = load_comparisons(config.data, root, config.seed)
+    if config.ratings is None:
+        return comparisons, Split((), (), (), ())
+    return comparisons, load_ratings(config.ratings, root, config.seed)
+
+
+def _elements(
+    config: RewardConfig, comparisons: Sequence[Comparison], ratings: Sequence[Rating], reader: Any
+) -> list[Element]:
+    objectives = {name: index for index, name in enumerate(config.objectives)}
+    elements = [comparison_element(c, objectives, reader, config.margin_scale) for c in comparisons]
+    elements += rating_elements(ratings, objectives, reader)
+    if not elements:
+        raise TrainingError("there is nothing to train on: no comparison and no rating")
+    return arrange(
+        elements, config.training.curriculum, config.seed, lambda e: sum(map(len, e.ids)), lambda e: None
+    )
+
+
+def _max_length(config: RewardConfig, model: PreTrainedModel) -> int:
+    longest = int(getattr(model.config, "max_position_embeddings", config.training.max_length))
+    if config.training.max_length > longest:
+        raise ConfigError(
+            f"training.max_length is {config.training.max_length}, the backbone has {longest} positions"
+        )
+    return config.training.max_length
+
+
+def _normalise(
+    config: RewardConfig, reward: RewardModel, comparisons: Sequence[Comparison], ratings: Sequence[Rating]
+) -> RewardModel:
+    """On replies of the training data, drawn by the seed: good and bad ones as the data has them."""
+    replies: dict[tuple[Prompt, str], None] = {}
+    for comparison in comparisons:
+        texts = _replies(comparison)
+        replies |= dict.fromkeys((comparison.prompt, text) for text in texts)
+    replies |= dict.fromkeys((rating.prompt, rating.reply) for rating in ratings)
+    count = min(config.reference_samples, len(replies))
+    drawn = random.Random(f"{config.seed}/reference").sample(list(replies), count)
+    return reward.normalised([prompt for prompt, _ in drawn], [reply for _, reply in drawn])
+
+
+def _replies(comparison: Comparison) -> tuple[str, ...]:
+    if isinstance(comparison, Preference):
+        return comparison.chosen, comparison.rejected
+    return comparison.replies
+
+
+def _resample(comparisons: Sequence[Comparison], seed: int) -> list[Comparison]:
+    """As many comparisons, drawn with replacement (Efron 1979)."""
+    return random.Random(f"{seed}/bootstrap").choices(list(comparisons), k=len(comparisons))
+
+
+def _evaluations(result: RewardResult) -> list[Evaluation]:
+    f, on = result.accuracy, result.measured_on
+    figures = [
+        Evaluation(metric="reward accuracy", value=f.value, low=f.low, high=f.high, data=on, n=f.n),
+        Evaluation(metric="calibration error", value=result.calibration.ece_scaled, data=on, n=f.n),
+        Evaluation(metric="length correlation", value=result.length.correlation, data=on, n=f.n),
+    ]
+    failed = sum(not check.passed for check in result.checks)
+    on = ", ".join(check.name for check in result.checks)
+    return [*figures, Evaluation(metric="failed reward checks", value=failed, data=on, n=len(result.checks))]
