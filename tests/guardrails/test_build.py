@@ -85,7 +85,17 @@ def test_guards_share_servables_only_if_they_mean_the_same() -> None:
         collect_servables([_Guard("a", {}, {"ghost"})])  # type: ignore[list-item]
 
 
-def test_guards_are_prepared_once_their_servables_describe_themselves() -> None:
+_PII = {"guard": "pii", "ner": "none"}
+
+
+@pytest.mark.parametrize(
+    "guarded",
+    [
+        {"input": [{"guard": "secrets"}, _PII]},
+        {"output": [{"guard": "tool_calls", "arguments": [{"guard": "secrets"}, _PII]}]},
+    ],
+)
+def test_guards_are_prepared_once_their_servables_describe_themselves(guarded: dict[str, Any]) -> None:
     """The pii guard compiles what Presidio searches for before the first request, not during it."""
     asked: list[str] = []
 
@@ -94,7 +104,7 @@ def test_guards_are_prepared_once_their_servables_describe_themselves() -> None:
         return ()
 
     env = GuardEnvironment(Registry(CHECKPOINTS), hash_key=b"k", describe=describe)
-    guards = build_guards(policy(input=[{"guard": "secrets"}, {"guard": "pii", "ner": "none"}]), env)
+    guards = build_guards(policy(**guarded), env)
     assert asked == []
     guards.prepare()
     assert asked == list(guards.servables)
