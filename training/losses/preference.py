@@ -34,6 +34,9 @@ PairLoss = Literal[
 LOGIT_LOSSES: frozenset[PairLoss] = frozenset({"sigmoid", "hinge", "robust"})
 """Losses of the one number β δ, from which a reward margin can be taken off."""
 
+SMOOTHED_LOSSES: frozenset[PairLoss] = frozenset({"robust", "exo_pair", "aot", "aot_unpaired"})
+"""Losses with a way of their own to treat labels that may be wrong."""
+
 SORTED_LOSSES: frozenset[PairLoss] = frozenset({"aot", "aot_unpaired"})
 """Losses that compare the batch's distributions; a pair has no loss of its own."""
 
@@ -96,10 +99,11 @@ def pair_loss(
 ) -> Tensor:
     """The loss of each pair, [B].
 
-    `label_smoothing` is the probability that a label is wrong (`robust`, `exo_pair`, `aot…`). `margin_B`
-    asks for a reward difference β δ of at least so much (`LOGIT_LOSSES`). `soft_B` in [0, 1] is the
-    probability that the chosen reply is better: the loss is the expectation over which of the two is (not
-    for `SORTED_LOSSES`). Raises ValueError for a combination that means nothing.
+    `margin_B` asks for a reward difference β δ of at least so much (`LOGIT_LOSSES`). `soft_B` in [0, 1] is
+    the probability that the chosen reply is better: the loss is the expectation over which of the two is
+    (not for `SORTED_LOSSES`). `label_smoothing` is the probability that the label is wrong;
+    `SMOOTHED_LOSSES` have their own way to treat it, for the others it softens the labels (cDPO). Raises
+    ValueError for a combination that means nothing.
     """
     check_pair_loss(kind, margins=margin_B is not None, soft=soft_B is not None)
     if margin_B is not None:
@@ -107,6 +111,9 @@ def pair_loss(
         pairs = replace(pairs, reference_chosen_B=shifted_B)
     loss = _LOSSES[kind]
     options = _Options(beta, label_smoothing, discopop_tau)
+    if label_smoothing and kind not in SMOOTHED_LOSSES:
+        certain_B = torch.ones_like(pairs.chosen_B) if soft_B is None else soft_B
+        soft_B = (1 - label_smoothing) * certain_B + label_smoothing * (1 - certain_B)
     if soft_B is None:
         return loss(pairs, options)
     return soft_B * loss(pairs, options) + (1 - soft_B) * loss(pairs.exchanged(), options)
