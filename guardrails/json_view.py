@@ -110,7 +110,7 @@ class DecodedView:
 
     def pieces(self, view_start: int, view_end: int) -> Iterator[Piece]:
         """What stands for `view[view_start:view_end]`; nothing for what is put between values."""
-        for token in self._tokens[bisect_right(self._token_view_ends, view_start) :]:
+        for token in self._tokens_from(bisect_right(self._token_view_ends, view_start)):
             first, last = max(view_start, token.view_start), min(view_end, token.view_end)
             if token.view_start >= view_end:
                 return
@@ -121,7 +121,7 @@ class DecodedView:
 
     def raw_pieces(self, start: int, end: int) -> Iterator[Piece]:
         """The parts of `raw[start:end]` that may be replaced; an escape is taken whole."""
-        for token in self._tokens[bisect_right(self._token_ends, start) :]:
+        for token in self._tokens_from(bisect_right(self._token_ends, start)):
             first, last = max(start, token.start), min(end, token.end)
             if token.start >= end:
                 return
@@ -129,6 +129,9 @@ class DecodedView:
                 yield Piece(token.start, token.end, True)
             elif first < last:
                 yield Piece(self._whole_from(first), self._whole_to(last), False)
+
+    def _tokens_from(self, index: int) -> Iterator[Token]:
+        return (self._tokens[at] for at in range(index, len(self._tokens)))
 
     def _whole_from(self, raw: int) -> int:
         run = self._runs[bisect_right(self._run_starts, raw) - 1]
