@@ -25,6 +25,7 @@ from service.engine.config import TimeLimits, UpstreamConfig
 from service.engine.errors import UpstreamError, UpstreamStatusError
 from service.engine.observer import ChildState, EngineObserver, NullObserver
 from service.engine.ports import free_port, listens
+from service.engine.tasks import beside
 from service.engine.vllm_command import VllmConfig, command, environment, warden
 from service.engine.vllm_logs import LogCapture, phase_of
 
@@ -149,6 +150,7 @@ class ManagedVllm:
         await asyncio.wait({self._supervisor})
         self._supervisor = None
         self._enter("stopped")
+        await asyncio.gather(*self._notifiers)
 
     # Supervision
 
@@ -264,22 +266,20 @@ class ManagedVllm:
         loop = asyncio.get_running_loop()
         probe = self._probe()
         await probe.open()
-        exited = asyncio.create_task(process.wait())
         answered_at = loop.time()
         try:
-            while not exited.done():
-                await self._until_next_look(exited)
-                if exited.done():
-                    break
-                healthy = await self._look(probe, exited)
-                if healthy:
-                    answered_at = loop.time()
-                    self._clear_suspicion()
-                elif loop.time() - answered_at > self.config.hung_seconds:
-                    raise _Ended(f"did not answer its health check for {self.config.hung_seconds:g} s")
-            raise _Ended(f"ended with {_exit(exited.result())}")
+            async with beside(process.wait()) as exited:
+                while not exited.done():
+                    await self._until_next_look(exited)
+                    if exited.done():
+                        break
+                    if await self._look(probe, exited):
+                        answered_at = loop.time()
+                        self._clear_suspicion()
+                    elif loop.time() - answered_at > self.config.hung_seconds:
+                        raise _Ended(f"did not answer its health check for {self.config.hung_seconds:g} s")
+                raise _Ended(f"ended with {_exit(exited.result())}")
         finally:
-            exited.cancel()
             await probe.close()
 
     async def _look(self, probe: UpstreamClient, exited: asyncio.Task[int]) -> bool:
@@ -288,23 +288,19 @@ class ManagedVllm:
         A forked engine process outlives its server for a moment and holds the server's listening socket: a
         check that begins then is never answered.
         """
-        look = asyncio.create_task(self._is_healthy(probe))
-        try:
+        async with beside(self._is_healthy(probe)) as look:
             await asyncio.wait({exited, look}, return_when=asyncio.FIRST_COMPLETED)
             return look.done() and look.result()
-        finally:
-            look.cancel()
 
     async def _until_next_look(self, exited: asyncio.Task[int]) -> None:
         """Wait for the child's end, the time of the next health check, or a suspicion."""
-        suspicion = asyncio.create_task(self._suspected.wait())
         if self._suspected.is_set():
             await asyncio.wait({exited}, timeout=_POLL_SECONDS)
-        else:
+            return
+        async with beside(self._suspected.wait()) as suspicion:
             await asyncio.wait(
                 {exited, suspicion}, timeout=self.config.health_seconds, return_when=asyncio.FIRST_COMPLETED
             )
-        suspicion.cancel()
 
     def _clear_suspicion(self) -> None:
         if self._suspected.is_set():
