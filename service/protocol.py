@@ -16,12 +16,8 @@ from service.http import ARRIVED, ON_DISCONNECT
 from service.openai.errors import ApiError, BadRequest, RequestTimeout, Unavailable
 
 
-class HeadersTooLarge(ApiError):
+class HeadersTooLarge(ApiError, status=431, type="invalid_request_error", code="headers_too_large"):
     """A request head beyond the limit."""
-
-    status = 431
-    type = "invalid_request_error"
-    code = "headers_too_large"
 
 
 class OneWrite:

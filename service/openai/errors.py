@@ -25,6 +25,14 @@ class ApiError(Exception):
     type: ClassVar[str] = "server_error"
     code: str | None = "internal_error"
 
+    def __init_subclass__(
+        cls, *, status: int | None = None, type: str | None = None, code: str | None = None
+    ) -> None:
+        """What a subclass does not say is as in its base."""
+        cls.status = status or cls.status
+        cls.type = type or cls.type
+        cls.code = code or cls.code
+
     def __init__(
         self,
         message: str,
@@ -55,52 +63,32 @@ class ApiError(Exception):
         return ((b"retry-after", b"%d" % max(1, math.ceil(self.retry_after))),)
 
 
-class BadRequest(ApiError):
+class BadRequest(ApiError, status=400, type="invalid_request_error", code="invalid_value"):
     """The request can't be understood, or asks for what this policy doesn't give."""
 
-    status = 400
-    type = "invalid_request_error"
-    code = "invalid_value"
 
-
-class ContentFiltered(BadRequest):
+class ContentFiltered(BadRequest, code="content_filter"):
     """An input guard blocked the request."""
 
-    code = "content_filter"
 
-
-class Unauthorized(ApiError):
+class Unauthorized(ApiError, status=401, type="authentication_error", code="invalid_api_key"):
     """No API key, or one that isn't known."""
-
-    status = 401
-    type = "authentication_error"
-    code = "invalid_api_key"
 
     @property
     def headers(self) -> Headers:
         return (b"www-authenticate", b"Bearer"), *super().headers
 
 
-class Forbidden(ApiError):
+class Forbidden(ApiError, status=403, type="permission_error", code="permission_denied"):
     """A known caller who may not do this."""
 
-    status = 403
-    type = "permission_error"
-    code = "permission_denied"
 
-
-class NotFound(ApiError):
+class NotFound(ApiError, status=404, type="invalid_request_error", code="not_found"):
     """No such path."""
 
-    status = 404
-    type = "invalid_request_error"
-    code = "not_found"
 
-
-class ModelNotFound(NotFound):
+class ModelNotFound(NotFound, code="model_not_found"):
     """No policy has this name."""
-
-    code = "model_not_found"
 
     def __init__(self, model: str, known: list[str]) -> None:
         shown = model if len(model) <= 100 else model[:100] + "…"
@@ -108,12 +96,8 @@ class ModelNotFound(NotFound):
         super().__init__(f"the model {shown!r} does not exist; this gateway serves: {names}", param="model")
 
 
-class MethodNotAllowed(ApiError):
+class MethodNotAllowed(ApiError, status=405, type="invalid_request_error", code="method_not_allowed"):
     """The path exists, the method doesn't."""
-
-    status = 405
-    type = "invalid_request_error"
-    code = "method_not_allowed"
 
     def __init__(self, method: str, path: str, allowed: tuple[str, ...]) -> None:
         super().__init__(f"{path} takes {' and '.join(allowed)}, not {method}")
@@ -124,28 +108,16 @@ class MethodNotAllowed(ApiError):
         return ((b"allow", ", ".join(self.allowed).encode()),)
 
 
-class RequestTimeout(ApiError):
+class RequestTimeout(ApiError, status=408, type="invalid_request_error", code="request_timeout"):
     """The client didn't finish sending its request in time."""
 
-    status = 408
-    type = "invalid_request_error"
-    code = "request_timeout"
 
-
-class PayloadTooLarge(ApiError):
+class PayloadTooLarge(ApiError, status=413, type="invalid_request_error", code="payload_too_large"):
     """A body beyond the limit."""
 
-    status = 413
-    type = "invalid_request_error"
-    code = "payload_too_large"
 
-
-class RateLimited(ApiError):
+class RateLimited(ApiError, status=429, type="rate_limit_error", code="rate_limit_exceeded"):
     """This key has used up its requests or tokens for now."""
-
-    status = 429
-    type = "rate_limit_error"
-    code = "rate_limit_exceeded"
 
 
 class UpstreamRejected(ApiError):
@@ -161,31 +133,19 @@ class UpstreamRejected(ApiError):
         self.status = status  # type: ignore[misc]  # the one error whose status is not its class's
 
 
-class UpstreamFailed(ApiError):
+class UpstreamFailed(ApiError, status=502, type="server_error", code="upstream_error"):
     """The engine broke, or said something that can't be understood."""
 
-    status = 502
-    type = "server_error"
-    code = "upstream_error"
 
-
-class Unavailable(ApiError):
+class Unavailable(ApiError, status=503, type="server_error", code="unavailable"):
     """Not ready, overloaded or going away; worth another try after `retry_after` seconds."""
-
-    status = 503
-    type = "server_error"
-    code = "unavailable"
 
     def __init__(self, message: str, *, code: str | None = None, retry_after: float = 1.0) -> None:
         super().__init__(message, code=code, retry_after=retry_after)
 
 
-class UpstreamTimeout(ApiError):
+class UpstreamTimeout(ApiError, status=504, type="server_error", code="upstream_timeout"):
     """The engine took too long."""
-
-    status = 504
-    type = "server_error"
-    code = "upstream_timeout"
 
 
 _CODES_FOR_CLIENTS = {400, 409, 413, 422, 429}
@@ -250,14 +210,13 @@ def from_engine(error: engine.UpstreamError) -> ApiError:
         return Unavailable(
             "no engine can answer now", code="engine_unavailable", retry_after=error.retry_after
         )
+    unreachable = isinstance(error, engine.UpstreamTimeout) and error.kind == "connect"
+    if unreachable or isinstance(error, engine.ConnectError):
+        return Unavailable("the engine can't be reached", code="engine_unavailable", retry_after=2.0)
     if isinstance(error, engine.UpstreamTimeout):
-        if error.kind == "connect":
-            return Unavailable("the engine can't be reached", code="engine_unavailable", retry_after=2.0)
         return UpstreamTimeout(
             f"the engine did not answer in time ({error.kind} limit of {error.seconds:g} s)"
         )
-    if isinstance(error, engine.ConnectError):
-        return Unavailable("the engine can't be reached", code="engine_unavailable", retry_after=2.0)
     if isinstance(error, engine.Interrupted):
         return UpstreamFailed("the engine's connection was lost before the reply was complete")
     return UpstreamFailed("the engine's reply could not be understood")
