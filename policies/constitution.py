@@ -16,10 +16,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from policies.base import Frozen, Name
 from policies.document import Document, parse_document, read_document
 from policies.errors import Fault, PolicyError, Problem
 from policies.explain import explain
-from policies.spec import Frozen, Name
 
 SHIPPED = Path(__file__).parent / "constitutions"
 """The constitutions that come with Keel."""

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from policies.base import Frozen, Name, Upstream
 from policies.constraints import Constraint
 from policies.errors import Loc, Problem
 
@@ -20,21 +21,6 @@ ActionName = Literal["allow", "redact", "mask", "hash", "rewrite", "escalate", "
 OnError = Literal["block", "allow", "escalate"]
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
-
-
-class Frozen(BaseModel):
-    """Immutable, and strict about its keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-
-class Upstream(Frozen):
-    """Any server that speaks OpenAI's API. Keys are read from the environment, never from the file."""
-
-    base_url: Annotated[str, Field(pattern=r"^https?://[^\s]+$")]
-    model: str
-    api_key_env: str | None = None
 
 
 class ModelRef(Frozen):

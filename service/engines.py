@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection
 
+from policies.base import Upstream
 from policies.registry import Registry, ResolvedCheckpoint
-from policies.spec import PolicySpec, Upstream
+from policies.spec import PolicySpec
 from service.engine.config import PoolLimits, TimeLimits, UpstreamConfig
 from service.engine.engine import Engine
 from service.engine.errors import UpstreamError

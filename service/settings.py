@@ -28,7 +28,7 @@ from pydantic_settings import (
 )
 from yaml import YAMLError
 
-from policies.spec import Upstream
+from policies.base import Upstream
 
 Seconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]

@@ -11,10 +11,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from policies.base import Upstream
 from policies.errors import PolicyError, Problem, UnknownPolicy
 from policies.load import LoadedPolicy, PolicyLibrary, digest, load_policy
 from policies.registry import Registry
-from policies.spec import ModelRef, PolicySpec, Upstream
+from policies.spec import ModelRef, PolicySpec
 
 MINIMAL = "name: {name}\nmodel: {{upstream: {{base_url: 'http://127.0.0.1:9/v1', model: m}}}}\n"
 
