@@ -10,10 +10,11 @@ from safetensors.torch import save_file
 
 from policies.manifest import DataSource, Evaluation
 from policies.registry import Registry
+from training.checks import Check
 from training.cli import main as keel_train
 from training.errors import PublishError
 from training.provenance import RunRecord, code_revision
-from training.publish import Check, Draft, gate, publish
+from training.publish import Draft, publish
 
 SHA = "0" * 64
 DRAFT = Draft(name="tiny-1", kind="full", method="sft", config={"steps": 1}, seed=0, code_revision="abc")
@@ -46,6 +47,7 @@ def test_a_published_checkpoint_verifies(run: Path, tmp_path: Path) -> None:
         "model.safetensors": "weights",
         "config.json": "config",
         "chat_template.jinja": "chat_template",
+        "README.md": "other",
     }
     assert checkpoint.manifest.gate.checks == ("speed: fast", "model.safetensors: 3 numbers, all finite")
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["tiny-1"]
@@ -83,13 +85,6 @@ def test_a_failed_gate_is_told_with_its_reason(run: Path, tmp_path: Path) -> Non
         publish(run / "final", tmp_path / "checkpoints", DRAFT, [Check("speed", False, "too slow")])
 
 
-def test_a_limit_holds_for_the_intervals_far_end() -> None:
-    figure = Evaluation(metric="perplexity", value=12, low=11, high=13, data="", n=1)
-    assert gate([figure], {"perplexity": 13})[0].passed
-    assert not gate([figure], {"perplexity": 12.5})[0].passed
-    assert not gate([], {"perplexity": 12.5})[0].passed
-
-
 def test_the_command_publishes_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     notice = tmp_path / "notice"
     notice.write_text("licences")
@@ -102,9 +97,13 @@ def test_the_command_publishes_a_run(run: Path, tmp_path: Path, capsys: pytest.C
         "--registry",
         str(tmp_path / "checkpoints"),
     ]
-    assert keel_train([*arguments, "--at-most", "perplexity=12.5"]) == 1
-    assert "perplexity: 13, above 12.5" in capsys.readouterr().err
-    assert keel_train([*arguments, "--at-most", "perplexity=20", "--notice", str(notice)]) == 0
+    assert keel_train([*arguments, "--gate", "perplexity<=12.5"]) == 1
+    assert "perplexity <= 12.5: 12 [11, 13] on 9 rows; its worse end, 13, is beyond 12.5" in (
+        capsys.readouterr().err
+    )
+    accepted = ["--gate", "perplexity<=20", "--notice", str(notice), "--alias", "live"]
+    assert keel_train([*arguments, *accepted]) == 0
+    assert "alias live means tiny-2@" in capsys.readouterr().out
     checkpoint = Registry(tmp_path / "checkpoints").resolve("tiny-2")
     assert checkpoint.manifest.seed == 5
     assert checkpoint.manifest.data[0].licence == "MIT"

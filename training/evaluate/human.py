@@ -3,7 +3,7 @@
 A sheet shows each prompt with two replies, left and right. Which policy is on which side is drawn for each
 row from the seed, and stands in a key file that raters don't get. Answers are `left`, `right` or `tie`.
 
-    sheet.csv / sheet.html   row, prompt, left, right, answer      (the page works offline, saves answers as CSV)
+    sheet.csv, sheet.html    row, prompt, left, right, answer     (the page works offline and saves answers)
     key.json                 the seed, the policies' names, the side of the first one, and digests of all rows
 
 The win rate is (wins + ties / 2) / rows, a row's outcome being the mean over its raters, with a bootstrap

@@ -53,10 +53,13 @@ class PolicyReport:
                 return metric.figure
         raise KeyError(f"{name!r} was not measured; there are: {', '.join(m.name for m in self.metrics)}")
 
-    def file(self, subject: str, baseline: EvaluationFile | None = None) -> EvaluationFile:
+    def file(
+        self, subject: str, baseline: EvaluationFile | None = None, weights: str | None = None
+    ) -> EvaluationFile:
         """What is written to disk and read by `keel-train publish`."""
         return EvaluationFile(
             subject=subject,
+            weights=weights,
             questions=questions_digest(self.prompts),
             seed=self.seed,
             metrics=self.metrics,

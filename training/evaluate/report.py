@@ -76,9 +76,11 @@ class EvaluationFile(Config):
     """The figures of one model; `baseline` are those of another one, measured in the same run.
 
     `questions` is a digest of what was asked: rows of two files are paired only where it is the same.
+    `weights` is one of what answered (`training.provenance.folder_digest`).
     """
 
     subject: str
+    weights: str | None = None
     questions: str
     seed: int = 0
     metrics: tuple[Metric, ...]
