@@ -125,7 +125,10 @@ Serve = Callable[..., AbstractAsyncContextManager[Running]]
 
 @pytest.fixture
 def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_text: io.StringIO) -> Serve:
-    """`async with serve({"name": yaml}, **settings) as running:`; the policies' model is the upstream."""
+    """`async with serve({"name": yaml}, **settings) as running:`; a policy's model is the upstream.
+
+    Where its text begins with `model:`, it is that one.
+    """
     for variable in ("KEEL_API_KEYS", "KEEL_ADMIN_KEY"):
         monkeypatch.delenv(variable, raising=False)
 
@@ -138,7 +141,8 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_text: io.StringIO
         async with FakeUpstream() as upstream:
             model = f'model: {{upstream: {{base_url: "{upstream.base_url}/v1", model: fake}}}}\n'
             for name, text in {"plain": "", **(policies or {})}.items():
-                (folder / f"{name}.yaml").write_text(f"name: {name}\n{model}{text}")
+                head = "" if text.startswith("model:") else model
+                (folder / f"{name}.yaml").write_text(f"name: {name}\n{head}{text}")
             loaded = Settings.load(
                 None,
                 **{
