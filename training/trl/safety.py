@@ -118,7 +118,9 @@ class SafetyCallback(TrainerCallback):
             figures = self._monitor.measure(model, tokenizer)  # type: ignore[arg-type]  # a model that trains
             # Not `on_log` of the handler, which would take this for the step's own log and drop that one.
             handler, arguments = self._trainer.callback_handler, self._trainer.args
-            handler.call_event("on_log", arguments, state, self._trainer.control, logs=figures)
+            handler.call_event(  # type: ignore[no-untyped-call]
+                "on_log", arguments, state, self._trainer.control, logs=figures
+            )
             state.log_history.append({"step": state.global_step, **figures})
 
 
