@@ -27,7 +27,7 @@ def bare(model: nn.Module) -> PreTrainedModel:
 
 
 class CausalParts:
-    """`trunk(ids, mask, positions) -> hidden_BTD` and `unembed(hidden) -> logits` of one model.
+    """`trunk(ids, mask) -> hidden_BTD` and `unembed(hidden) -> logits` of one model.
 
     Raises TrainingError for a model whose logits are more than the unembedding of its hidden states.
     """
@@ -56,11 +56,9 @@ class CausalParts:
         size = getattr(self.causal.config.get_text_config(), "max_position_embeddings", None)
         return None if size is None else int(size)
 
-    def trunk(self, ids_BT: Tensor, mask_BT: Tensor, position_ids_BT: Tensor | None = None) -> Tensor:
+    def trunk(self, ids_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
         """Last hidden states, float or bfloat16 as computed, [B, T, D]."""
-        output: Any = self.decoder(
-            input_ids=ids_BT, attention_mask=mask_BT, position_ids=position_ids_BT, use_cache=False
-        )
+        output: Any = self.decoder(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
         return cast(Tensor, output.last_hidden_state)
 
     def unembed(self, hidden_ND: Tensor) -> Tensor:

@@ -38,9 +38,12 @@ class Decoder(Protocol):
         """Drop all rows but these indices."""
 
 
-def decoder_for(parts: CausalParts) -> Decoder:
-    """The fast decoder where it computes what the model computes, the general one elsewhere."""
-    return LlamaDecoder(parts) if LlamaDecoder.supports(parts) else CachedDecoder(parts)
+def decoder_for(parts: CausalParts, dtype: torch.dtype | None = None) -> Decoder:
+    """The fast decoder where it computes what the model computes, the general one elsewhere.
+
+    `dtype` is what the fast one computes in; None is the weights' own.
+    """
+    return LlamaDecoder(parts, dtype) if LlamaDecoder.supports(parts) else CachedDecoder(parts)
 
 
 def left_padded(prompts: Sequence[Sequence[int]], columns: int) -> tuple[Tensor, Tensor]:
@@ -104,13 +107,14 @@ def effective_weight(linear: nn.Module) -> Tensor:
 class _Layer:
     """One block's weights: query, key and value as one matrix, gate and up as another."""
 
-    def __init__(self, block: Any) -> None:
+    def __init__(self, block: Any, dtype: torch.dtype) -> None:
         attention, mlp = block.self_attn, block.mlp
-        self.norm_attention, self.norm_mlp = block.input_layernorm, block.post_attention_layernorm
-        self.qkv = torch.cat([effective_weight(getattr(attention, f"{n}_proj")) for n in "qkv"])
-        self.out = effective_weight(attention.o_proj)
-        self.gate_up = torch.cat([effective_weight(mlp.gate_proj), effective_weight(mlp.up_proj)])
-        self.down = effective_weight(mlp.down_proj)
+        self.norm_attention = block.input_layernorm.weight.to(dtype)
+        self.norm_mlp = block.post_attention_layernorm.weight.to(dtype)
+        self.qkv = torch.cat([effective_weight(getattr(attention, f"{n}_proj")) for n in "qkv"]).to(dtype)
+        self.out = effective_weight(attention.o_proj).to(dtype)
+        self.gate_up = torch.cat([effective_weight(mlp.gate_proj), effective_weight(mlp.up_proj)]).to(dtype)
+        self.down = effective_weight(mlp.down_proj).to(dtype)
 
 
 class LlamaDecoder:
@@ -129,19 +133,18 @@ class LlamaDecoder:
             return False
         return all(_is_linear(module) for name, module in _projections(parts.causal))
 
-    def __init__(self, parts: CausalParts) -> None:
+    def __init__(self, parts: CausalParts, dtype: torch.dtype | None = None) -> None:
         model: Any = parts.causal
+        dtype = dtype or model.model.layers[0].self_attn.q_proj.weight.dtype
         config = model.config
         self._heads, self._kv_heads = config.num_attention_heads, config.num_key_value_heads
         self._dim: int = config.head_dim
         self._epsilon: float = config.rms_norm_eps
         with torch.no_grad():
-            self._layers = [_Layer(block) for block in model.model.layers]
-        self._embedding, self._norm, self._rotary = (
-            model.model.embed_tokens,
-            model.model.norm,
-            model.model.rotary_emb,
-        )
+            self._layers = [_Layer(block, dtype) for block in model.model.layers]
+            self._norm = model.model.norm.weight.to(dtype)
+        self._dtype = dtype
+        self._embedding, self._rotary = model.model.embed_tokens, model.model.rotary_emb
         self._keys: list[Tensor] = []  # each [B, Hkv, S, Dh]
         self._values: list[Tensor] = []
         self._used = 0  # columns written so far
@@ -171,7 +174,7 @@ class LlamaDecoder:
         # Broadcast over heads: [B, 1, Dh].
         cos, sin = self._cos_SD[position_B].unsqueeze(1), self._sin_SD[position_B].unsqueeze(1)
         visible_B11S = self._visible_B1S[:, None, :, : self._used]
-        x_BD = self._embedding(tokens_B)
+        x_BD = self._embedding(tokens_B).to(self._dtype)
         rows = len(tokens_B)
         for layer, keys, values in zip(self._layers, self._keys, self._values, strict=True):
             qkv_BHD = self._project(layer, x_BD).view(rows, -1, self._dim)
@@ -204,7 +207,7 @@ class LlamaDecoder:
         # Padding looks at itself: a softmax over nothing would be NaN.
         itself_TT = column_T[:, None] == column_T
         visible_G1TT = (causal_TT & (column_T >= pads_G[:, None, None]) | itself_TT)[:, None]
-        x_GTD = self._embedding(ids_GT)
+        x_GTD = self._embedding(ids_GT).to(self._dtype)
         for layer, keys, values in zip(self._layers, self._keys, self._values, strict=True):
             qkv_GTHD = self._project(layer, x_GTD).view(count, length, -1, self._dim)
             rotated_GTHD, v_GTHD = self._split(qkv_GTHD, cos, sin)
@@ -241,8 +244,7 @@ class LlamaDecoder:
         gate, up = functional.linear(self._normalised(layer.norm_mlp, x), layer.gate_up).chunk(2, dim=-1)
         return x + functional.linear(functional.silu(gate) * up, layer.down)
 
-    def _normalised(self, norm: nn.Module, x: Tensor) -> Tensor:
-        weight = cast(Tensor, norm.weight)
+    def _normalised(self, weight: Tensor, x: Tensor) -> Tensor:
         return functional.rms_norm(x, weight.shape, weight, self._epsilon)
 
 

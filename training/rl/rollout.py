@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from training.data.conversation import Message
+from training.data.preferences import Prompt
 from training.errors import TrainingError
 from training.rl.causal import CausalParts, evaluating
 from training.rl.decoding import decoder_for
@@ -25,7 +25,6 @@ from training.rl.sampling import SampleConfig, draw
 
 __all__ = ["Rollouts", "SampleConfig", "generate", "prompt_tokens"]
 
-Prompt = tuple[Message, ...]
 Readout = Callable[[Tensor], Tensor]  # hidden_BD -> [B]
 
 # Copying the cache without its finished rows pays once they are this share of the batch.
@@ -98,11 +97,13 @@ def generate(
     *,
     readout: Readout | None = None,
     weight_version: int = 0,
+    dtype: torch.dtype | None = None,
 ) -> Rollouts:
     """Sample one reply a prompt (repeat a prompt for several); dropout is off while it runs.
 
-    `generator` is a CPU generator or a seed. Raises TrainingError for a prompt that leaves no room for
-    `max_new_tokens` in the model's context.
+    `generator` is a CPU generator or a seed. `dtype` bfloat16 decodes in half the time on CPUs that have
+    it, with log-probabilities that are a hundredth of a nat off. Raises TrainingError for a prompt that
+    leaves no room for `max_new_tokens` in the model's context.
     """
     if isinstance(generator, int):
         generator = torch.Generator().manual_seed(generator)
@@ -116,7 +117,7 @@ def generate(
     with evaluating(model):
         for start in range(0, count, config.rows):
             rows = slice(start, start + config.rows)
-            _decode(parts, prompt_ids[rows], uniforms_BT[rows], config, stops, readout, out.rows(rows))
+            _decode(parts, prompt_ids[rows], uniforms_BT[rows], config, stops, readout, out.rows(rows), dtype)
     longest = int(out.lengths_B.max()) if count else 0
     replies = [out.ids_BT[row, : out.lengths_B[row]].tolist() for row in range(count)]
     return Rollouts(
@@ -191,13 +192,16 @@ def _decode(
     stops: Tensor,
     readout: Readout | None,
     out: _Buffers,
+    dtype: torch.dtype | None,
 ) -> None:
     """Decode one batch to its end. `row_K` says which row of the batch each row of the decoder is."""
-    decoder = decoder_for(parts)
+    decoder = decoder_for(parts, dtype)
+    half = torch.autocast(parts.causal.device.type, dtype, enabled=dtype is not None)
     hidden_KD = decoder.prefill(prompts, max(map(len, prompts)) + config.max_new_tokens)
     row_K = torch.arange(len(prompts))
     for step in range(config.max_new_tokens):
-        logits_KV = parts.unembed(hidden_KD)
+        with half:
+            logits_KV = parts.unembed(hidden_KD)
         drawn = draw(logits_KV, uniforms_BT[row_K, step].to(logits_KV.device), config)
         # A finished row that has not been dropped yet writes nothing.
         live_K = ~out.ended_B[row_K]
