@@ -1,0 +1,110 @@
+"""What the loop does, in numbers: the full profile, and a quick one whose figures mean nothing."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from training.config import Config
+from training.rl.kl import KlConfig
+from training.rl.sampling import SampleConfig
+from training.trl.options import TrainingOptions
+
+
+class DpoBudget(Config):
+    """DPO as the loop runs it; the rest are the method's defaults."""
+
+    beta: float = Field(gt=0)
+    training: TrainingOptions
+
+
+class PpoBudget(Config):
+    """PPO as the loop runs it; the rest are the method's defaults."""
+
+    steps: int = Field(ge=1)
+    rollouts: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    epochs: int = Field(default=1, ge=1)
+    minibatches: int = Field(default=2, ge=1)
+    kl: KlConfig
+
+
+class Gates(Config):
+    """What a policy must pass to be published, as ends of 95 % intervals of differences to its parent."""
+
+    gold_gain_above: float = 0.0
+    violations_gain_at_most: float = 0.0
+
+
+class LoopConfig(Config):
+    """`seeds` train a policy each, of either method; raters compare `replies` to each of `questions`.
+
+    `test_questions` make the table; as many others choose what is published, so that the table's figures of
+    it are not the ones that it was chosen by. `workers` processes train at a time, on one core each.
+    """
+
+    profile: str
+    base: str = "checkpoints/demo-chat"
+    seed: int = 0
+    seeds: tuple[int, ...] = (0, 1)
+    workers: int = Field(default=2, ge=1)
+    demonstrations: int = Field(ge=1)
+    sft: TrainingOptions
+    questions: int = Field(ge=2)
+    replies: int = Field(default=4, ge=2)
+    reward_members: int = Field(default=2, ge=1)
+    reward: TrainingOptions
+    dpo: DpoBudget
+    ppo: PpoBudget
+    test_questions: int = Field(ge=2)
+    sample: SampleConfig = SampleConfig(max_new_tokens=72)
+    gates: Gates = Gates()
+    serve: bool = True
+
+
+def _options(steps: int, batch: int, rate: float, **more: object) -> TrainingOptions:
+    return TrainingOptions.model_validate(
+        {
+            "steps": steps,
+            "batch_size": batch,
+            "micro_batch": batch,
+            "learning_rate": rate,
+            "precision": "bf16",
+            "max_length": 192,
+            "threads": 1,
+            "checkpoint_every": 50,
+            "warmup": max(1, steps // 20),
+            **more,
+        }
+    )
+
+
+FULL = LoopConfig(
+    profile="full",
+    demonstrations=3000,
+    sft=_options(110, 8, 1e-3),
+    questions=700,
+    reward=_options(100, 16, 3e-4),
+    dpo=DpoBudget(beta=0.1, training=_options(100, 16, 1e-4)),
+    ppo=PpoBudget(steps=50, rollouts=64, learning_rate=1e-4, kl=KlConfig(coef=0.05)),
+    test_questions=400,
+)
+
+QUICK = LoopConfig(
+    profile="quick",
+    seeds=(0,),
+    workers=1,
+    demonstrations=320,
+    sft=_options(6, 4, 1e-3, checkpoint_every=10),
+    questions=24,
+    replies=3,
+    reward_members=1,
+    reward=_options(4, 8, 3e-4, checkpoint_every=10),
+    dpo=DpoBudget(beta=0.1, training=_options(4, 8, 1e-4, checkpoint_every=10)),
+    ppo=PpoBudget(steps=2, rollouts=8, learning_rate=5e-5, kl=KlConfig(coef=0.05)),
+    test_questions=24,
+    sample=SampleConfig(max_new_tokens=32),
+    gates=Gates(gold_gain_above=-10.0, violations_gain_at_most=1.0),
+    serve=False,
+)
+
+PROFILES = {config.profile: config for config in (FULL, QUICK)}
