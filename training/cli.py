@@ -34,6 +34,7 @@ COMMANDS: dict[str, Command] = {
     "classifier": Command("training.methods.classifier:main", "fine-tune an encoder as a text classifier"),
     "evaluate": Command("training.evaluate.cli:main", "measure a checkpoint on held-out data"),
     "sample": Command("training.sample:main", "print a chat checkpoint's replies, to be read"),
+    "loop": Command("training.loop:main", "all of it once around on the demo shop: make loop"),
     "publish": Command("training.publish:main", "verify a finished run and place it into checkpoints/"),
 }
 
