@@ -27,6 +27,7 @@ ROWS = [
     ("Who is it?", "It is Anna."),
     ("Good night.", "Sleep well."),
 ]
+SOURCE = {"path": "talk.jsonl", "format": "prompt_completion", "origin": "these tests", "licence": "MIT"}
 
 
 @pytest.fixture(scope="module", autouse=True)
