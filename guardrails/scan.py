@@ -25,6 +25,8 @@ _TIMEOUT = 0.05
 _TIMEOUT_PER_CHARACTER = 2e-6
 # Up to so many characters one joint search beats one per expression (it has no literal to skip ahead by).
 _JOINT_WINDOW = 32
+# Characters that a search looks at first; twice as many whenever that isn't enough.
+_WATCH_WINDOW = 256
 
 
 class Match(NamedTuple):
@@ -173,7 +175,13 @@ class Scanner:
 def _watch(watching: regex.Pattern[str], text: str, at: int, timeout: float) -> tuple[int, int]:
     """The first match from `at` on that is certain, as (start, end); where before it there is a start that
     is still open, or where there is neither, that start or the end of the text, and -1."""
-    seen = watching.search(text, at, partial=True, timeout=timeout)
-    if seen is None:
-        return len(text), -1
-    return seen.start(), seen.end(watching.groups)
+    # A partial search looks for a whole match up to the end first: many of them over a long text would take
+    # time quadratic in it. What is certain when the text has arrived up to `stop` stays so.
+    window = _WATCH_WINDOW
+    while True:
+        stop = min(len(text), at + window)
+        seen = watching.search(text, at, stop, partial=True, timeout=timeout)
+        start, end = (stop, -1) if seen is None else (seen.start(), seen.end(watching.groups))
+        if stop == len(text) or (end >= 0 and start < stop):
+            return start, end
+        at, window = start, 2 * window

@@ -7,8 +7,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterable, Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -85,6 +86,23 @@ class Workers:
         for pending in moderator.feed(text, final=True):
             self.resolve(moderator, pending)
         return moderator.release().text
+
+    def released(
+        self, moderator: Moderator, text: str, fractions: Iterable[float], random: Random
+    ) -> Iterator[str]:
+        """Feed a text cut at `fractions` of it, answer its jobs at random times and in random order; what has
+        been released after each step."""
+        so_far, pending = "", []
+        cuts = sorted({round(fraction * len(text)) for fraction in fractions} - {0, len(text)})
+        for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
+            pending += moderator.feed(text[start:end], final=end == len(text))
+            while pending and random.random() < 0.6:
+                self.resolve(moderator, pending.pop(random.randrange(len(pending))))
+            so_far += moderator.release().text
+            yield so_far
+        while pending:
+            self.resolve(moderator, pending.pop())
+        yield so_far + moderator.release().text
 
     def close(self) -> None:
         self.wait(self.runtime.aclose())

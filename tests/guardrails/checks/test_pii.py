@@ -130,17 +130,8 @@ class TestStreaming:
         whole = Moderator([checked], Context())
         expected = workers.moderate(whole, text)
         moderator = Moderator([checked], Context())
-        released, pending = "", []
-        cuts = sorted({round(fraction * len(text)) for fraction in fractions} - {0, len(text)})
-        for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
-            pending += moderator.feed(text[start:end], final=end == len(text))
-            while pending and random.random() < 0.6:
-                workers.resolve(moderator, pending.pop(random.randrange(len(pending))))
-            released += moderator.release().text
+        for released in workers.released(moderator, text, fractions, random):
             assert expected.startswith(released)
-        while pending:
-            workers.resolve(moderator, pending.pop())
-        released += moderator.release().text
         assert released == expected
         assert moderator.verdict == whole.verdict
         assert not moderator.verdict.failures
