@@ -48,7 +48,13 @@ from training.models import (
 )
 from training.run_directory import RunDirectory
 from training.trl.rows import PackedCollator, check_packing, to_dataset, to_rows
-from training.trl.runner import TrainingOptions, is_main_process, run_trainer, trainer_arguments
+from training.trl.runner import (
+    TrainingOptions,
+    is_main_process,
+    run_trainer,
+    trained_model,
+    trainer_arguments,
+)
 
 
 class SftConfig(TrainingOptions):
@@ -94,7 +100,7 @@ def train_sft(
     check_learnable(examples, config.max_length)
     trainer = build_trainer(model, tokenizer, config, examples, held_out, run)
     history = run_trainer(trainer, run, config.safety)
-    return SftResult(trainer.accelerator.unwrap_model(trainer.model), history)
+    return SftResult(trained_model(trainer, run), history)
 
 
 def build_trainer(

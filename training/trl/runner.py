@@ -7,23 +7,32 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.integrations.integration_utils import TensorBoardCallback, WandbCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from training.errors import TrainingError
 from training.files import disk_errors
+from training.models import ModelSource, load_policy
 from training.reporting import Reports
 from training.run_directory import RunDirectory
 from training.trl.checkpoints import mark_complete, newest_complete, remove_incomplete, steps_of
 from training.trl.options import TrainingOptions, trainer_arguments
 from training.trl.safety import SafetyCallback, SafetyConfig
 
-__all__ = ["TrainingOptions", "is_main_process", "run_trainer", "trainer_arguments"]
+__all__ = ["TrainingOptions", "is_main_process", "run_trainer", "trained_model", "trainer_arguments"]
 
 
 def run_trainer(
@@ -50,6 +59,30 @@ def run_trainer(
     finally:
         bar.stop()
     return [dict(record) for record in trainer.state.log_history if "train_runtime" not in record]
+
+
+def trained_model(trainer: Trainer, run: Path | None) -> PreTrainedModel:
+    """The model with all its weights; every process must call it, as sharded ones are gathered on the way.
+
+    Under FSDP and DeepSpeed it is read back from a folder in `run`, an adapter merged; only the main
+    process gets weights worth saving then. Raises TrainingError where sharded weights have no such folder.
+    """
+    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        whole: PreTrainedModel = trainer.accelerator.unwrap_model(trainer.model)
+        return whole
+    if run is None:
+        raise TrainingError(
+            "weights that are sharded over processes are gathered in a run directory; give one"
+        )
+    place = run / "gathered"
+    with disk_errors(place):
+        trainer.save_model(str(place))
+    trainer.accelerator.wait_for_everyone()
+    model, _ = load_policy(ModelSource(path=str(place)))
+    trainer.accelerator.wait_for_everyone()
+    if is_main_process():
+        shutil.rmtree(place)
+    return model
 
 
 def is_main_process() -> bool:

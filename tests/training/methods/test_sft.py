@@ -215,9 +215,10 @@ def test_the_command_checks_without_training(place: Path, capsys: pytest.Capture
 
 
 def test_the_example_config_is_valid_and_learns_the_demo_domain(tmp_path: Path) -> None:
-    """Twelve of its steps; the whole of it is a matter of minutes."""
+    """A few small steps; the whole of it is a matter of minutes."""
     file = Path("training/configs/sft.yaml")
-    short = ["steps=12", "log_every=4", "checkpoint_every=12", "data.demo=200", "safety=null", "warmup=2"]
+    small = ["data.demo=100", "batch_size=4", "micro_batch=4", "max_length=64", "safety=null", "warmup=0"]
+    short = ["steps=10", "log_every=2", "checkpoint_every=10", "evaluate_every=10", *small]
     config = SftConfig.load(file, short)
     run_sft(config, tmp_path, tmp_path / "run")
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
