@@ -4,7 +4,8 @@
     steps/00000500/{model,optimizer}.safetensors, state.json
     final/        what `keel-train publish` takes
 
-Nothing is pickled. A checkpoint appears under its name only when it is complete.
+Nothing is pickled. A checkpoint appears under its name only when it is complete, with the digests of its
+files, and a run goes on only from one that still has them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from training.checkpoint_marker import MARKER, is_complete, mark_complete
 from training.errors import TrainingError
+from training.files import appearing, disk_errors
 
 
 class RunDirectory:
@@ -31,7 +34,7 @@ class RunDirectory:
         self.steps.mkdir(parents=True, exist_ok=True)
 
     def log(self, record: dict[str, Any]) -> None:
-        with self.metrics.open("a", encoding="utf-8") as file:
+        with disk_errors(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     @property
@@ -72,28 +75,24 @@ class RunDirectory:
     ) -> Path:
         """Write checkpoint `step` and drop the oldest beyond `keep`."""
         place = self.steps / f"{step:08d}"
-        partial = place.with_name(place.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        save_file(
-            {n: p.detach().contiguous() for n, p in model.named_parameters()}, partial / "model.safetensors"
-        )
-        tensors, scalars = _flatten(optimizers)
-        save_file(tensors, partial / "optimizer.safetensors")
-        content = {"step": step, "optimizer": scalars, **state}
-        (partial / "state.json").write_text(json.dumps(content), encoding="utf-8")
-        shutil.rmtree(place, ignore_errors=True)
-        os.replace(partial, place)
-        for old in self._complete()[: -self._keep]:
+        with appearing(place) as partial:
+            weights = {n: p.detach().contiguous() for n, p in model.named_parameters()}
+            save_file(weights, partial / "model.safetensors")
+            tensors, scalars = _flatten(optimizers)
+            save_file(tensors, partial / "optimizer.safetensors")
+            content = {"step": step, "optimizer": scalars, **state}
+            (partial / "state.json").write_text(json.dumps(content), encoding="utf-8")
+            mark_complete(partial)
+        for old in self._marked()[: -self._keep]:
             shutil.rmtree(old)
         return place
 
     def latest(self) -> Path | None:
-        complete = self._complete()
-        return complete[-1] if complete else None
+        """The newest checkpoint whose files are what was written."""
+        return next(filter(is_complete, reversed(self._marked())), None)
 
-    def _complete(self) -> list[Path]:
-        return sorted(p for p in self.steps.iterdir() if p.name.isdigit() and (p / "state.json").is_file())
+    def _marked(self) -> list[Path]:
+        return sorted(p for p in self.steps.iterdir() if p.name.isdigit() and (p / MARKER).is_file())
 
 
 def restore(place: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:

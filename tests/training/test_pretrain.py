@@ -24,6 +24,7 @@ from training.optimization import OptimizerConfig, ScheduleConfig
 from training.provenance import RunRecord
 from training.publish import Draft, publish
 from training.publish import main as publish_main
+from training.run_directory import RunDirectory
 
 SHAPE = ModelConfig(
     vocab_size=320,
@@ -137,6 +138,18 @@ def test_a_resumed_run_equals_an_uninterrupted_one(data: Path, optimizer: str) -
     assert losses(data / "parts") == losses(data / "whole")
     ours, theirs = load_file(whole / "model.safetensors"), load_file(parts / "model.safetensors")
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_damaged_checkpoint_is_not_gone_on_from(data: Path) -> None:
+    train(a_config(checkpoint_every=2), data, data / "run", stop_after=4)
+    newest = RunDirectory(data / "run").latest()
+    assert newest is not None
+    content = bytearray((newest / "optimizer.safetensors").read_bytes())
+    content[-1] ^= 1
+    (newest / "optimizer.safetensors").write_bytes(content)
+    train(a_config(checkpoint_every=2), data, data / "run")
+    train(a_config(checkpoint_every=2), data, data / "whole")
+    assert losses(data / "run") == losses(data / "whole")
 
 
 def test_one_batch_of_eight_equals_eight_of_one(data: Path) -> None:

@@ -49,6 +49,7 @@ from training.data.packing import Batch, Row, collate
 from training.data.render import Example, render_within
 from training.data.tokenizer import train_tokenizer
 from training.errors import TrainingError
+from training.files import appearing
 from training.held_out import HeldOutScore
 from training.losses.language_model import next_token_loss, shifted_positions
 from training.optimization import OptimizerConfig, ScheduleConfig, build_optimizers, set_learning_rate
@@ -227,7 +228,8 @@ def train(config: PretrainConfig, data_root: Path, run_path: Path, stop_after: i
             bar.advance(loss)
     final = run_path / "final"
     if end == config.steps:
-        write_model(final, learner.model, data.tokenizer, config.sampling)
+        with appearing(final) as partial:
+            write_model(partial, learner.model, data.tokenizer, config.sampling)
         write_record(config, data, learner, run_path)
     return final
 

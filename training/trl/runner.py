@@ -23,12 +23,12 @@ from transformers import (
 from transformers.integrations.integration_utils import TensorBoardCallback, WandbCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from training.checkpoint_marker import mark_complete, newest_complete, remove_incomplete, steps_of
 from training.errors import TrainingError
 from training.files import disk_errors
 from training.models import ModelSource, load_policy
 from training.reporting import Reports
 from training.run_directory import RunDirectory
-from training.trl.checkpoints import mark_complete, newest_complete, remove_incomplete, steps_of
 from training.trl.options import TrainingOptions, trainer_arguments
 from training.trl.safety import SafetyCallback, SafetyConfig
 

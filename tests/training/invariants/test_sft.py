@@ -10,12 +10,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tests.training.tiny import tiny_model, tiny_tokenizer, write_tiny
+from training.checkpoint_marker import mark_complete
 from training.data.conversation import Conversation, Message
 from training.held_out import score_held_out
 from training.methods.sft import SftConfig, render_all, train_sft
 from training.models import LoraConfig, ModelSource, load_policy, load_reference, reference_of
 from training.trl import runner
-from training.trl.checkpoints import mark_complete
 
 # Replies of unequal length: means of means would differ from the mean.
 TALKS = [

@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import load_file
 
 from tests.training.tiny import write_tiny
+from training.checkpoint_marker import MARKER, is_complete, newest_complete
 from training.errors import ConfigError, TrainingError
 from training.methods.sft import SftConfig, run_sft
-from training.trl.checkpoints import MARKER, is_complete, newest_complete
 
 ROWS = [
     ("What is two and two?", "It is four."),
@@ -104,12 +104,13 @@ run_sft(SftConfig.load(Path("run.yaml")), Path("."), Path("killed"))
 """
 
 
+@pytest.mark.timeout(600)
 def test_a_run_killed_while_it_writes_a_checkpoint_ends_as_if_nothing_had_been(
     place: Path, whole: Path
 ) -> None:
     (place / "run.yaml").write_text(a_config(place).to_yaml())
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
-    child = subprocess.run([sys.executable, "-c", KILLED], cwd=place, env=environment, timeout=240)
+    child = subprocess.run([sys.executable, "-c", KILLED], cwd=place, env=environment, timeout=580)
     assert child.returncode == -signal.SIGKILL
     killed = place / "killed"
     assert (killed / "steps" / "checkpoint-18" / "optimizer.pt").is_file()
