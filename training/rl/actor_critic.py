@@ -66,9 +66,13 @@ class ActorCritic(nn.Module):
         with evaluating(self):
             for rows in length_buckets(rollouts, range(len(rollouts)), token_budget):
                 batch = reply_batch(rollouts, rows, self.device)
-                found_N = self._read(self._value_hidden(batch, None)).float().cpu()
+                found_N = self.read_values(batch).float().cpu()
                 values_BT[rows] = scattered(found_N, mask_BT[rows])
         return values_BT
+
+    def read_values(self, batch: ReplyBatch) -> Tensor:
+        """Values of some rows' reply tokens, [N], with gradients."""
+        return self._read(self._value_hidden(batch, None))
 
     def _value_hidden(self, batch: ReplyBatch, shared_ND: Tensor | None) -> Tensor:
         if self.value_trunk is None:
