@@ -17,7 +17,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from guardrails.verdict import Action, Finding
 
 Stage = Literal["input", "output"]
-Channel = Literal["content", "reasoning", "tool_arguments", "refusal"]
+Channel = Literal["content", "reasoning", "tool_arguments", "tool_input", "refusal"]
+"""`tool_arguments` are JSON; `tool_input` is the text that a custom tool is called with, in any form."""
 Scope = Literal["pattern", "segment", "document"]
 
 

@@ -6,11 +6,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
 from guardrails.chain import Part, PartResult
+from guardrails.guard import Channel
 from service.openai.errors import BadRequest
 
 TEXT_KEYS = ("text", "refusal", "thinking")  # of content parts, whatever their type
 MESSAGE_KEYS = ("content", "refusal", "reasoning", "reasoning_content", "name")
+CHARACTERS_A_TOKEN = 4  # of English text, in UTF-8 bytes; OpenAI's rule of thumb for its own tokenizers
+
+
+CALLS: tuple[tuple[str, Channel, str], ...] = (
+    ("function", "tool_arguments", "arguments"),
+    ("custom", "tool_input", "input"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +80,20 @@ def replace_texts(places: Sequence[Place], results: Sequence[PartResult]) -> boo
     return changed
 
 
+def estimated_prompt_tokens(payload: dict[str, Any], *, chat: bool) -> int:
+    """About how many tokens a request's prompt has, told from its size: no tokenizer is at hand here.
+
+    Token ids are counted. Everything else counts as its texts do, the names and schemas of tools included.
+    """
+    prompt = None if chat else payload["prompt"]
+    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], str):
+        return sum(len(item) if isinstance(item, list) else 1 for item in prompt)
+    texts = chat_places(payload) if chat else list(_strings(payload, "prompt", "prompt", "user"))
+    size = sum(len(place.part.text.encode("utf-8", "replace")) for place in texts)
+    size += sum(len(orjson.dumps(payload[key])) for key in ("tools", "functions") if payload.get(key))
+    return -(-size // CHARACTERS_A_TOKEN)
+
+
 def _message_places(message: dict[str, Any], param: str, tool_names: dict[str, str]) -> Iterator[Place]:
     role = "tool" if message["role"] == "function" else message["role"]
     tool_name = (
@@ -87,13 +111,21 @@ def _message_places(message: dict[str, Any], param: str, tool_names: dict[str, s
                     part = Part(role, piece[key], tool_name=tool_name)
                     yield Place(part, piece, key, f"{param}.content[{index}].{key}")
     for index, call in enumerate(message.get("tool_calls") or ()):
-        function = call.get("function") or {}
-        if isinstance(call.get("id"), str) and isinstance(function.get("name"), str):
-            tool_names[call["id"]] = function["name"]
-        arguments = function.get("arguments")
-        if isinstance(arguments, str) and arguments:
-            part = Part(role, arguments, channel="tool_arguments", tool_name=function.get("name"))
-            yield Place(part, function, "arguments", f"{param}.tool_calls[{index}].function.arguments")
+        for kind, channel, key in CALLS:
+            called = call.get(kind) or {}
+            if isinstance(call.get("id"), str) and isinstance(called.get("name"), str):
+                tool_names[call["id"]] = called["name"]
+            yield from _call_place(called, key, role, channel, f"{param}.tool_calls[{index}].{kind}")
+    legacy = message.get("function_call") or {}
+    yield from _call_place(legacy, "arguments", role, "tool_arguments", f"{param}.function_call")
+
+
+def _call_place(called: dict[str, Any], key: str, role: str, channel: Channel, param: str) -> Iterator[Place]:
+    """What a tool was called with, if with anything."""
+    text = called.get(key)
+    if isinstance(text, str) and text:
+        part = Part(role, text, channel=channel, tool_name=called.get("name"))
+        yield Place(part, called, key, f"{param}.{key}")
 
 
 def _strings(container: Any, key: str | int, param: str, role: str) -> Iterator[Place]:

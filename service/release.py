@@ -17,6 +17,7 @@ from guardrails.guard import Context, JobRunner
 from guardrails.masking import Unmasker
 from guardrails.moderate import ChannelKey, ChoiceEnd, ChoiceEnded, Delta, Piece, moderate
 from guardrails.stream import Moderator
+from service.conversation import estimated_prompt_tokens
 from service.engine.client import Reply
 from service.engine.errors import UpstreamError
 from service.engine.event_stream import EventStream
@@ -162,7 +163,7 @@ class Releasing:
     def _open_channel(self, key: ChannelKey) -> Moderator:
         tool_name = None
         if key.tool_call is not None:
-            tool_name = self._states[key.choice].calls[key.tool_call]["function"].get("name")
+            tool_name = self._states[key.choice].tool_name(key.tool_call)
         tools = self._generation.payload.get("tools") or ()
         context = Context("output", "assistant", key.channel, self._examined.prompt, tool_name, tools)
         moderator = self._moderators[key] = Moderator(self._served.guards.output, context)
@@ -228,9 +229,12 @@ class Releasing:
         rendered = self._report.render(self._served)
         return {} if rendered is None else {"guardrails": rendered}
 
-    def _estimate(self) -> dict[str, int]:
-        """Usage where the engine was cut off before it told: a token a chunk, the prompt's unknown."""
-        return {"prompt_tokens": 0, "completion_tokens": self._deltas_seen, "total_tokens": self._deltas_seen}
+    def _estimate(self) -> dict[str, Any]:
+        """Usage where the engine was cut off before it told: a token a chunk, the prompt's by its size."""
+        chat = self._generation.kind == "chat"
+        prompt, said = estimated_prompt_tokens(self._generation.payload, chat=chat), self._deltas_seen
+        counts = {"prompt_tokens": prompt, "completion_tokens": said, "total_tokens": prompt + said}
+        return {**counts, "estimated": True}
 
     def _conclude(self) -> None:
         """Bring what was found into the report and the metrics, once."""

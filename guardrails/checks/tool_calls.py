@@ -80,7 +80,8 @@ class ToolCallsGuard:
         return bool(self._allow.fullmatch(name)) and not self._deny.fullmatch(name)
 
     def examine(self, context: Context) -> ToolCallsExamination | _Nothing:
-        return ToolCallsExamination(self, context) if context.channel == "tool_arguments" else _Nothing()
+        called = context.channel in ("tool_arguments", "tool_input")
+        return ToolCallsExamination(self, context) if called else _Nothing()
 
 
 class _Nothing:
@@ -91,7 +92,10 @@ class _Nothing:
 
 
 class ToolCallsExamination:
-    """One tool call's arguments; the call's name is in the context."""
+    """One tool call's arguments; the call's name is in the context.
+
+    A custom tool's input has no schema and need not be JSON: it is examined as the text that it is.
+    """
 
     def __init__(self, guard: ToolCallsGuard, context: Context) -> None:
         self._guard = guard
@@ -111,8 +115,9 @@ class ToolCallsExamination:
         if not final:
             holds = guard.action.withholds or guard.inner
             return Step(0 if holds else len(text), findings)
-        document = _parse(text)
-        if guard.validates:
+        is_json = self._context.channel == "tool_arguments"
+        document = _parse(text) if is_json else None
+        if guard.validates and is_json:
             findings += self._invalid(text, document)
         answers, jobs = [], []
         for inner in guard.inner:
@@ -208,8 +213,8 @@ def _parse(text: str) -> JsonText | None:
 
 
 def _function(tool: Any) -> Mapping[str, Any]:
-    """A tool's function in chat completions' shape, or the flat one of newer APIs."""
-    function = tool.get("function", tool) if isinstance(tool, Mapping) else {}
+    """A tool's function (or custom tool) in chat completions' shape, or the flat one of newer APIs."""
+    function = tool.get("function", tool.get("custom", tool)) if isinstance(tool, Mapping) else {}
     return function if isinstance(function, Mapping) else {}
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+from guardrails.guard import Channel
 from guardrails.moderate import ChannelKey, Delta, Piece
 from service.openai.errors import UpstreamFailed
 from service.openai.logprobs import (
@@ -20,6 +21,17 @@ from service.openai.logprobs import (
 LEGACY_CALL = -1  # the index under which `function_call` is kept beside `tool_calls`
 REASONING_FIELDS = ("reasoning", "reasoning_content")
 
+# What else is known of a choice's end and holds no text of the model's; all other fields are left out, for
+# nobody has examined them.
+ENDING_FIELDS = ("finish_reason", "stop_reason", "native_finish_reason", "matched_stop")
+
+CallKind = Literal["function", "custom"]
+CALL_TEXTS: dict[CallKind, tuple[Channel, str]] = {  # a call's text: how it is examined, what it is called
+    "function": ("tool_arguments", "arguments"),
+    "custom": ("tool_input", "input"),
+}
+CALL_KINDS: dict[Channel, CallKind] = {channel: kind for kind, (channel, _) in CALL_TEXTS.items()}
+
 
 @dataclass(slots=True)
 class ChoiceState:
@@ -29,11 +41,17 @@ class ChoiceState:
     role: str | None = None
     role_sent: bool = False
     has_content: bool = False
-    calls: dict[int, dict[str, Any]] = field(default_factory=dict)  # what a tool call is, but its arguments
+    calls: dict[int, dict[str, Any]] = field(default_factory=dict)  # what a tool call is, but its text
     calls_sent: set[int] = field(default_factory=set)
     reasoning_field: str = REASONING_FIELDS[0]
-    finish: dict[str, Any] | None = None  # finish_reason and, from vLLM, stop_reason
+    finish: dict[str, Any] | None = None  # the fields of ENDING_FIELDS that it ended with
     aligner: Aligner = field(default_factory=Aligner)
+
+    def tool_name(self, call: int) -> str | None:
+        """The name of what a tool call calls, as far as it is known."""
+        known = self.calls[call]
+        name: str | None = known[_kind(known)].get("name")
+        return name
 
 
 class ChatShape:
@@ -61,7 +79,8 @@ class ChatShape:
         if said.get("function_call"):
             calls.append((LEGACY_CALL, {"function": said["function_call"]}))
         for number, call in calls:
-            texts.append((ChannelKey(index, "tool_arguments", number), _note_call(state, number, call)))
+            kind, text = _note_call(state, number, call)
+            texts.append((ChannelKey(index, CALL_TEXTS[kind][0], number), text))
         entries = chat_entries((choice.get("logprobs") or {}).get("content"))
         note_finish(state, choice)
         return _deltas(state, texts, entries)
@@ -75,17 +94,19 @@ class ChatShape:
         for piece in pieces:
             if piece.key.channel == "reasoning":
                 delta[state.reasoning_field] = delta.get(state.reasoning_field, "") + piece.text
-            elif piece.key.channel == "tool_arguments":
-                _add_call(state, delta, piece)
+            elif piece.key.channel in CALL_KINDS:
+                _add_call(state, delta, piece, CALL_KINDS[piece.key.channel])
             else:
                 delta[piece.key.channel] = delta.get(piece.key.channel, "") + piece.text
         entries = [entry for piece in pieces for group in piece.attachments for entry in group]
         return {"delta": delta, "logprobs": render_chat(entries)}
 
     def unsent_calls(self, state: ChoiceState) -> list[Piece]:
-        """Empty pieces for the tool calls of which nothing went out, for they have no arguments."""
-        unsent = [number for number in state.calls if number not in state.calls_sent]
-        return [Piece(ChannelKey(state.index, "tool_arguments", number), "") for number in unsent]
+        """Empty pieces for the tool calls of which nothing went out, for they have no text."""
+        unsent = [(number, call) for number, call in state.calls.items() if number not in state.calls_sent]
+        return [
+            Piece(ChannelKey(state.index, CALL_TEXTS[_kind(call)][0], number), "") for number, call in unsent
+        ]
 
     def message(self, state: ChoiceState, pieces: Sequence[Piece], complete: bool) -> dict[str, Any]:
         """A choice of a reply that was not streamed; `complete` where nothing of it is withheld."""
@@ -144,7 +165,7 @@ Shape = ChatShape | CompletionShape
 def note_finish(state: ChoiceState, choice: dict[str, Any]) -> None:
     """Keep why a choice ended, once it has."""
     if choice.get("finish_reason") is not None:
-        state.finish = {name: choice[name] for name in ("finish_reason", "stop_reason") if name in choice}
+        state.finish = {name: choice[name] for name in ENDING_FIELDS if name in choice}
 
 
 def _deltas(
@@ -166,23 +187,31 @@ def _deltas(
     return deltas
 
 
-def _note_call(state: ChoiceState, index: int, call: dict[str, Any]) -> str:
-    """Keep what a tool call is; returns what it adds to the arguments."""
-    function = call.get("function") or {}
-    known = state.calls.setdefault(index, {"function": {}})
+def _kind(call: dict[str, Any]) -> CallKind:
+    return "custom" if "custom" in call else "function"
+
+
+def _note_call(state: ChoiceState, index: int, call: dict[str, Any]) -> tuple[CallKind, str]:
+    """Keep what a tool call is; returns its kind, and what it adds to its arguments or input."""
+    said_custom = bool(call.get("custom")) or call.get("type") == "custom"
+    known = state.calls.setdefault(index, {"custom": {}} if said_custom else {"function": {}})
+    kind = _kind(known)
+    if call.get("function" if kind == "custom" else "custom"):
+        raise UpstreamFailed("the engine's tool call is a function's and a custom tool's at once")
     known.update({name: call[name] for name in ("id", "type") if call.get(name)})
-    name = function.get("name")
+    said = call.get(kind) or {}
+    name = said.get("name")
     if name:
-        if known["function"].get("name", name) != name:
+        if known[kind].get("name", name) != name:
             raise UpstreamFailed("the engine renamed a tool call while it streamed")
-        known["function"]["name"] = name
-    arguments = function.get("arguments")
-    return arguments if isinstance(arguments, str) else ""
+        known[kind]["name"] = name
+    text = said.get(CALL_TEXTS[kind][1])
+    return kind, text if isinstance(text, str) else ""
 
 
-def _add_call(state: ChoiceState, delta: dict[str, Any], piece: Piece) -> None:
-    """Add a piece of a call's arguments; the call's name goes with the first that may go out."""
-    index = piece.key.tool_call or 0
+def _add_call(state: ChoiceState, delta: dict[str, Any], piece: Piece, kind: CallKind) -> None:
+    """Add a piece of a call's text; the call's name goes with the first that may go out."""
+    index, text = piece.key.tool_call or 0, CALL_TEXTS[kind][1]
     header = {} if index in state.calls_sent else state.calls.get(index, {})
     state.calls_sent.add(index)
     if index == LEGACY_CALL:
@@ -192,7 +221,6 @@ def _add_call(state: ChoiceState, delta: dict[str, Any], piece: Piece) -> None:
     calls: list[dict[str, Any]] = delta.setdefault("tool_calls", [])
     for call in calls:
         if call["index"] == index:
-            call["function"]["arguments"] += piece.text
+            call[kind][text] += piece.text
             return
-    function = {**header.get("function", {}), "arguments": piece.text}
-    calls.append({**header, "index": index, "function": function})
+    calls.append({**header, "index": index, kind: {**header.get(kind, {}), text: piece.text}})

@@ -59,12 +59,20 @@ class FunctionCall(Wire):
     arguments: Str | None = None
 
 
+class CustomCall(Wire):
+    """What a custom tool was called with; `input` is any text."""
+
+    name: Str | None = None
+    input: Str | None = None
+
+
 class ToolCall(Wire):
     """A call that the assistant made in an earlier turn."""
 
     id: Str | None = None
     type: Str | None = None
     function: FunctionCall | None = None
+    custom: CustomCall | None = None
 
 
 class Message(Wire):
@@ -77,6 +85,7 @@ class Message(Wire):
     reasoning: Str | None = None
     reasoning_content: Str | None = None
     tool_calls: list[ToolCall] | None = None
+    function_call: FunctionCall | None = None
     tool_call_id: Str | None = None
 
 
