@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from policies.alignment import RerankSpec, ReviseSpec
 from policies.base import Frozen, Name, Upstream
 from policies.constraints import Constraint
 from policies.errors import Loc, Problem
@@ -191,6 +192,8 @@ class PolicySpec(Frozen):
     input: tuple[GuardSpec, ...] = ()
     output: tuple[GuardSpec, ...] = ()
     constraints: tuple[Constraint, ...] = ()
+    rerank: RerankSpec | None = None
+    revise: ReviseSpec | None = None
     roles: Annotated[tuple[Role, ...], Field(min_length=1)] = ("user", "tool")
     streaming: Literal["allow", "buffer", "refuse"] = "allow"
     on_error: OnError = "block"

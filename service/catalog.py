@@ -18,6 +18,7 @@ from guardrails.verdict_cache import VerdictCache
 from policies.constraints import to_wire
 from policies.load import LoadedPolicy
 from policies.spec import PolicySpec
+from service.alignment.strategy import Means, Strategy, strategy_for
 from service.engine.engine import Engine
 from service.engines import Engines
 from service.http import Header
@@ -44,6 +45,7 @@ class Served:
     chain: InputChain
     headers: tuple[Header, ...] = field(repr=False)
     constraints: str = ""
+    strategy: Strategy | None = None
 
     @property
     def name(self) -> str:
@@ -52,6 +54,11 @@ class Served:
     @property
     def spec(self) -> PolicySpec:
         return self.policy.spec
+
+    @property
+    def engines(self) -> tuple[Engine, ...]:
+        """All that it asks."""
+        return (self.target.engine, *(self.strategy.engines if self.strategy else ()))
 
     @property
     def guarded(self) -> bool:
@@ -75,6 +82,7 @@ class Catalog:
         self._engines = engines
         self._cache = cache
         self._metrics = metrics
+        self._means = Means(engines, runtime, environment.registry, metrics, self.get)
         self._served: Mapping[str, Served] = {}
         self._changing = asyncio.Lock()
 
@@ -100,6 +108,8 @@ class Catalog:
                 servables: dict[str, ServableSpec] = {}
                 for served in fresh.values():
                     servables.update(served.guards.servables)
+                    if served.strategy is not None:
+                        servables.update(served.strategy.servables)
                 starting = asyncio.gather(self._runtime.ensure(servables), self._engines.start())
                 try:
                     await starting
@@ -109,7 +119,9 @@ class Catalog:
                 await asyncio.to_thread(_prepare, [served.guards for served in fresh.values()])
                 self._served = fresh
             finally:
-                self._engines.retire([served.target.engine for served in self._served.values()])
+                self._engines.retire(
+                    [engine for served in self._served.values() for engine in served.engines]
+                )
             self._publish()
 
     async def _bind(self, policy: LoadedPolicy) -> Served:
@@ -126,7 +138,10 @@ class Catalog:
             guards.input, self._runtime, self._cache, policy_digest=policy.digest, roles=policy.spec.roles
         )
         constraints = to_wire(policy.spec.constraints) if policy.spec.constraints else ""
-        return Served(policy, Target(engine, model, checkpoint), guards, chain, headers, constraints)
+        strategy = strategy_for(policy.spec, self._means)
+        return Served(
+            policy, Target(engine, model, checkpoint), guards, chain, headers, constraints, strategy
+        )
 
     def _publish(self) -> None:
         self._metrics.policy_info.clear()

@@ -20,6 +20,7 @@ from service.telemetry.metrics import Metrics, child
 
 Kind = Literal["chat", "text_completion"]
 PATHS: dict[Kind, str] = {"chat": "/v1/chat/completions", "text_completion": "/v1/completions"}
+STREAMING = ("stream", "stream_options")
 
 
 @dataclass(slots=True)
@@ -69,6 +70,15 @@ class Generation:
     @property
     def path(self) -> str:
         return PATHS[self.kind]
+
+    def whole_request(self) -> dict[str, Any]:
+        """What the engine is asked where the whole reply is wanted, whatever the client gets of it.
+
+        A new object, whose fields may be replaced.
+        """
+        self.payload["model"] = self.served.target.model
+        self._constrain()
+        return {name: value for name, value in self.payload.items() if name not in STREAMING}
 
     def upstream_body(self) -> bytes:
         """What the engine is asked: the client's fields, under the engine's name for the model.

@@ -18,7 +18,6 @@ from guardrails.masking import Unmasker
 from guardrails.moderate import ChannelKey, ChoiceEnd, ChoiceEnded, Delta, Piece, moderate
 from guardrails.stream import Moderator
 from service.conversation import estimated_prompt_tokens
-from service.engine.client import Reply
 from service.engine.errors import UpstreamError
 from service.engine.event_stream import EventStream
 from service.generation import Generation
@@ -58,9 +57,8 @@ class Releasing:
         self._open = generation.choices
         self._deltas_seen = 0
 
-    async def reply(self, reply: Reply) -> None:
-        """Moderate and send a whole reply."""
-        payload = _object(reply.body)
+    async def reply(self, payload: dict[str, Any]) -> None:
+        """Moderate and send a whole reply, a completion object."""
         self._generation.usage.read(payload.get("usage"))
         self._call.state = "releasing"
         pieces: dict[int, list[Piece]] = {}
@@ -89,18 +87,33 @@ class Releasing:
         await send_response(self._send, 200, body, (JSON_TYPE, *self._generation.headers()))
 
     async def stream(self, events: EventStream) -> None:
-        """Moderate and send a stream."""
-        call = self._call
-        headers = [*sse.HEADERS, *self._generation.headers()]
-        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
-        call.state = "releasing"
+        """Moderate and send an engine's stream."""
+        async with events:
+            await self._stream(self._read(events))
+
+    async def stream_chunks(self, chunks: AsyncIterator[dict[str, Any]]) -> None:
+        """Moderate and send chunks in the engine's shape; one may be a whole reply."""
+        await self._stream(self._read_chunks(chunks))
+
+    async def comment(self, comment: bytes) -> None:
+        """Send a comment of the event stream, before anything else of it."""
+        await self._start_stream()
+        await self._send(body_message(comment))
+
+    async def _start_stream(self) -> None:
+        if self._call.status == 0:
+            headers = [*sse.HEADERS, *self._generation.headers()]
+            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+
+    async def _stream(self, deltas: AsyncIterator[Sequence[Delta | ChoiceEnd]]) -> None:
+        await self._start_stream()
+        self._call.state = "releasing"
         try:
-            async with events:
-                async for item in self._moderated(self._read(events)):
-                    if isinstance(item, Piece):
-                        await self._send_text(item)
-                    else:
-                        await self._send_ending(item)
+            async for item in self._moderated(deltas):
+                if isinstance(item, Piece):
+                    await self._send_text(item)
+                else:
+                    await self._send_ending(item)
             if self._open > 0:
                 raise UpstreamFailed("the engine's reply ended before all of its choices did")
         except UpstreamError as error:
@@ -118,13 +131,21 @@ class Releasing:
         began = time.perf_counter()
         async for data in events:
             self._call.upstream_s += time.perf_counter() - began
-            chunk = _object(data)
-            if chunk.get("usage") is not None:
-                self._usage = chunk["usage"]
-            self._base.update((name, chunk[name]) for name in KEPT if name in chunk)
-            yield self._take_apart(chunk)
+            yield self._take_chunk(read_object(data))
             began = time.perf_counter()
         self._call.upstream_s += time.perf_counter() - began
+
+    async def _read_chunks(
+        self, chunks: AsyncIterator[dict[str, Any]]
+    ) -> AsyncIterator[Sequence[Delta | ChoiceEnd]]:
+        async for chunk in chunks:
+            yield self._take_chunk(chunk)
+
+    def _take_chunk(self, chunk: dict[str, Any]) -> list[Delta | ChoiceEnd]:
+        if chunk.get("usage") is not None:
+            self._usage = chunk["usage"]
+        self._base.update((name, chunk[name]) for name in KEPT if name in chunk)
+        return self._take_apart(chunk)
 
     def _take_apart(self, payload: dict[str, Any]) -> list[Delta | ChoiceEnd]:
         """What the guards are to see of a chunk, or of a whole reply."""
@@ -256,7 +277,7 @@ def body_message(body: bytes, more: bool = True) -> dict[str, Any]:
     return {"type": "http.response.body", "body": body, "more_body": more}
 
 
-def _object(body: bytes) -> dict[str, Any]:
+def read_object(body: bytes) -> dict[str, Any]:
     """An engine's JSON object. What can't be read can't be examined: raises `UpstreamFailed`."""
     try:
         parsed = orjson.loads(body)
@@ -296,6 +317,7 @@ async def refuse(generation: Generation, examined_report: Report, send: Send) ->
         out.append(sse.event({**head, "choices": [{"index": i, **shape.text(""), **end}], **last}))
     if generation.wants_usage:
         out.append(sse.event({**head, "choices": [], "usage": usage}))
-    headers = [*sse.HEADERS, *generation.headers()]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    if call.status == 0:  # else the stream has begun, with comments
+        headers = [*sse.HEADERS, *generation.headers()]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send(body_message(b"".join([*out, sse.DONE]), more=False))

@@ -18,12 +18,16 @@ Status = Literal["passed", "modified", "blocked"]
 
 @dataclass(slots=True)
 class Report:
-    """What the guards said about one request and its reply. Findings are told with where they stand."""
+    """What the guards said about one request and its reply. Findings are told with where they stand.
+
+    `summary` is what a strategy tells of how the reply came about.
+    """
 
     input: list[tuple[str, Finding]] = field(default_factory=list)
     output: list[tuple[int, str, Finding]] = field(default_factory=list)
     failures: list[tuple[Stage, Failure]] = field(default_factory=list)
     action: Action = Action.ALLOW
+    summary: dict[str, Any] = field(default_factory=dict)
 
     def add_input(self, places: Sequence[Place], result: ChainResult) -> None:
         """One phase of the input chain."""
@@ -66,6 +70,7 @@ class Report:
             }
             for stage, failure in self.failures
         ]
+        field_.update(self.summary)
         if expose == "findings":
             field_["input"] = [{"param": param, **_finding(finding)} for param, finding in self.input]
             field_["output"] = [

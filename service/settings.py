@@ -55,6 +55,7 @@ class Limits(Group):
     header_timeout_s: Seconds = 10.0
     body_timeout_s: Seconds = 30.0
     keep_alive_s: Count = 75
+    comment_every_s: Seconds = 5.0
     requests_per_minute: Count | None = None
     tokens_per_minute: Count | None = None
     storage: Annotated[str, Field(pattern=r"^(memory://|redis://|rediss://|unix://)")] = "memory://"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from guardrails.runtime import Runtime
 from service import passthrough
+from service.alignment.strategy import Strategy
+from service.alignment.waiting import waiting
 from service.catalog import Catalog, Served
 from service.generation import Generation, Kind
 from service.http import Call, Receive, Scope, Send, Watch, header, parse_json, read_body
@@ -16,7 +19,7 @@ from service.limits import Limiter
 from service.openai.errors import ApiError, BadRequest
 from service.openai.types import ChatRequest, CompletionRequest
 from service.openai.validation import explain
-from service.release import Releasing, refuse
+from service.release import Releasing, read_object, refuse
 from service.request import Examined, Refusal, beside_engine, examine_input
 from service.settings import Limits
 from service.telemetry.metrics import Metrics
@@ -87,23 +90,45 @@ class GenerationEndpoint:
 
     async def _answer(self, generation: Generation, send: Send) -> None:
         served, stream = generation.served, generation.call.stream
-        if not served.guarded:
+        if not served.guarded and served.strategy is None:
             await (passthrough.stream if stream else passthrough.complete)(generation, send)
             return
         examined = Examined()
         try:
             await examine_input(generation, examined, self._metrics)
+            releasing = Releasing(generation, examined, self._runtime, self._metrics, send)
+            if served.strategy is not None:
+                await self._align(served.strategy, generation, examined, releasing)
+                return
             engine, path, headers = served.target.engine, generation.path, generation.upstream_headers
             body = generation.upstream_body()
-            releasing = Releasing(generation, examined, self._runtime, self._metrics, send)
             if stream:
                 asking = engine.open_stream(path, body, headers)
                 await releasing.stream(await beside_engine(generation, examined, self._metrics, asking))
             else:
                 asked = engine.complete(path, body, headers)
-                await releasing.reply(await beside_engine(generation, examined, self._metrics, asked))
+                reply = await beside_engine(generation, examined, self._metrics, asked)
+                await releasing.reply(read_object(reply.body))
         except Refusal:
             await refuse(generation, examined.report, send)
+
+    async def _align(
+        self, strategy: Strategy, generation: Generation, examined: Examined, releasing: Releasing
+    ) -> None:
+        """A reply that a strategy makes; who streams hears comments while it is made."""
+        work = beside_engine(generation, examined, self._metrics, strategy.answer(generation, examined))
+        if not generation.call.stream:
+            aligned = await work
+            examined.report.summary.update(aligned.summary)
+            await releasing.reply(aligned.payload)
+            return
+        aligned = await waiting(work, releasing.comment, self._limits.comment_every_s)
+        examined.report.summary.update(aligned.summary)
+        await releasing.stream_chunks(_alone(aligned.payload))
+
+
+async def _alone(payload: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    yield payload
 
 
 def _check_policy(request: ChatRequest | CompletionRequest, served: Served) -> None:
