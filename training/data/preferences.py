@@ -162,7 +162,7 @@ def read_preferences(
 ) -> Iterator[Comparison]:
     """The file's comparisons: a Ranking per row of format "rankings", a Preference per row of the others."""
     parsers: dict[ComparisonFormat, Callable[[Mapping[str, Any]], Comparison]] = {
-        "preferences": _preference,
+        "preferences": parse_preference,
         "rankings": _ranking,
         "hh": _hh,
     }
@@ -172,7 +172,7 @@ def read_preferences(
 def read_ratings(
     path: Path, columns: Mapping[str, str] | None = None, skipped: list[DataError] | None = None
 ) -> Iterator[Rating]:
-    return _read(path, _rating, columns, skipped)
+    return _read(path, parse_rating, columns, skipped)
 
 
 def read_prompts(
@@ -247,7 +247,8 @@ def _read(
         yield parsed
 
 
-def _preference(row: Mapping[str, Any]) -> Preference:
+def parse_preference(row: Mapping[str, Any]) -> Preference:
+    """A row of format "preferences"; raises KeyError, TypeError or ValueError for what is none."""
     return Preference(
         _prompt(row),
         _text(row, "chosen"),
@@ -286,7 +287,8 @@ def _hh_turns(row: Mapping[str, Any], column: str) -> list[Message]:
     return [Message(speakers[s], t.strip()) for s, t in zip(parts[::2], parts[1::2], strict=True)]
 
 
-def _rating(row: Mapping[str, Any]) -> Rating:
+def parse_rating(row: Mapping[str, Any]) -> Rating:
+    """A row of format "ratings"; raises KeyError, TypeError or ValueError for what is none."""
     label = row.get("label")
     if label is not None and not isinstance(label, bool):
         raise TypeError(f"column 'label' must be true or false, found {label!r}")

@@ -11,6 +11,20 @@ COMMANDS: dict[str, Command] = {
     "safety": Command(
         "training.evaluate.safety:main", "the safety classifier, on sources it was not trained on"
     ),
+    "policy": Command(
+        "training.evaluate.cli_policy:policy", "a policy's reward, length, diversity, KL and safety"
+    ),
+    "perplexity": Command(
+        "training.evaluate.cli_policy:perplexity_of", "perplexity on held-out conversations"
+    ),
+    "reward": Command("training.evaluate.cli_reward:reward", "a reward model's accuracy and calibration"),
+    "pairwise": Command(
+        "training.evaluate.cli_pairwise:pairwise", "the win rate between two files of replies"
+    ),
+    "human": Command("training.evaluate.cli_pairwise:human", "sheets for people, and their answers"),
+    "constitution": Command(
+        "training.evaluate.cli_pairwise:constitution", "a text or replies against a constitution"
+    ),
 }
 
 

@@ -11,7 +11,7 @@ from training.errors import TrainingError
 from training.evaluate.metrics import share
 from training.evaluate.report import Metric
 from training.judge.client import JudgeError
-from training.judge.pairwise import judged
+from training.judge.progress import answers
 from training.judge.protocol import Critique, Judge
 
 
@@ -66,8 +66,9 @@ def evaluate_replies(
     cases = list(zip(prompts, replies, strict=True))
     if not cases:
         raise TrainingError("no replies to hold against the constitution")
-    critiques = judged(lambda case: judge.critique(*case, constitution), cases, workers)
-    return ConstitutionReport(constitution, tuple(critiques))
+    rows = answers(cases, lambda case: judge.critique(*case, constitution).row(), workers)
+    critiques = tuple(row if isinstance(row, JudgeError) else Critique.of(row) for row in rows)
+    return ConstitutionReport(constitution, critiques)
 
 
 def _share(name: str, flags: Sequence[bool], about: str, data: str) -> Metric:

@@ -103,9 +103,11 @@ def make_key(
     replies_b: Sequence[str],
     names: tuple[str, str],
     seed: int,
+    most: int | None = None,
 ) -> Key:
-    """Shuffle the rows and draw the sides; rows with two equal replies are left out, as there is no choice.
+    """Shuffle the rows, keep `most` of them, and draw the sides.
 
+    Rows whose two replies are the same are left out, as there is no choice.
     As many of the first policy's replies are left as are right, or one more, whatever the seed.
     """
     rows = [
@@ -115,6 +117,7 @@ def make_key(
         raise TrainingError("all pairs of replies are the same; there is nothing for people to compare")
     chance = random.Random(seed)
     chance.shuffle(rows)
+    rows = rows[:most]
     sides = [place % 2 == 0 for place in range(len(rows))]
     chance.shuffle(sides)
     kept = tuple(

@@ -10,6 +10,8 @@ over conversations, of the ratio of sums.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -100,6 +102,12 @@ def perplexity(
             f"none of {len(conversations)} conversations has a token to predict in {limit} tokens"
         )
     return PerplexityReport(tuple(rows), too_long, seed)
+
+
+def conversations_digest(conversations: Sequence[Conversation]) -> str:
+    """Hex SHA-256 of the conversations, in their order: rows are paired only where it is the same."""
+    text = json.dumps([conversation.as_dicts() for conversation in conversations], ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _measure(

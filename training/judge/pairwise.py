@@ -11,19 +11,16 @@ judge without one, ±1/2 for a judge that looks at nothing else (Zheng et al. 20
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from pathlib import Path
 
 from training.data.preferences import Preference, Prompt
 from training.errors import TrainingError
 from training.evaluate.metrics import Figure, mean, share
 from training.judge.client import JudgeError
+from training.judge.progress import answers
 from training.judge.protocol import Judge
-
-_T = TypeVar("_T")
-_R = TypeVar("_R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,31 +95,23 @@ class Judgements:
         return self.given
 
 
-def judge_pairs(judge: Judge, pairs: Sequence[Pair], workers: int = 1) -> Judgements:
+def judge_pairs(
+    judge: Judge, pairs: Sequence[Pair], workers: int = 1, keep: Path | None = None
+) -> Judgements:
     """Every pair in both orders, `workers` at a time; a judge's errors are kept in the pairs' places.
 
-    A model in this process takes one worker; one over HTTP as many as its server serves at once.
+    A model in this process takes one worker; one over HTTP as many as its server serves at once. `keep` is
+    a file for the verdicts as they come, from which an interrupted call goes on.
     """
 
-    def both(pair: Pair) -> Verdict:
-        a_first = judge.compare(pair.prompt, pair.a, pair.b, pair.criterion)
-        b_first = 1 - judge.compare(pair.prompt, pair.b, pair.a, pair.criterion)
-        return Verdict(a_first, b_first)
+    def both(pair: Pair) -> dict[str, float]:
+        return {
+            "a_first": judge.compare(pair.prompt, pair.a, pair.b, pair.criterion),
+            "b_first": 1 - judge.compare(pair.prompt, pair.b, pair.a, pair.criterion),
+        }
 
-    return Judgements(tuple(judged(both, pairs, workers)))
-
-
-def judged(ask: Callable[[_T], _R], items: Iterable[_T], workers: int) -> list[_R | JudgeError]:
-    """`ask` of every item, in order; where the judge fails, its error."""
-
-    def one(item: _T) -> _R | JudgeError:
-        try:
-            return ask(item)
-        except JudgeError as error:
-            return error
-
-    with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(one, items))
+    rows = answers(pairs, both, workers, keep)
+    return Judgements(tuple(row if isinstance(row, JudgeError) else Verdict(**row) for row in rows))
 
 
 def preferences(

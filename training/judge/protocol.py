@@ -6,8 +6,9 @@ model itself (`training.judge.local`), or rules.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, runtime_checkable
 
 from policies.constitution import WEIGHTS, Constitution, Severity
 from training.data.preferences import Prompt
@@ -36,6 +37,15 @@ class Critique:
     @property
     def flagged(self) -> bool:
         return bool(self.violations)
+
+    def row(self) -> dict[str, Any]:
+        """As JSON: {"violations": [{"principle", "evidence", "severity"}, …]}."""
+        return {"violations": [asdict(violation) for violation in self.violations]}
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Critique:
+        """What `row` was made of."""
+        return cls(tuple(Violation(**violation) for violation in row["violations"]))
 
     @property
     def severity(self) -> float:
