@@ -35,6 +35,9 @@ COMMANDS: dict[str, Command] = {
     "rlaif": Command("training.methods.rlaif:main", "preferences from an AI judge, and training on them"),
     "cai": Command("training.methods.cai:main", "constitutional training: critique, revise, fine-tune"),
     "feedback": Command("training.data.feedback:main", "turn exported feedback into datasets"),
+    "data-quality": Command(
+        "training.data.quality_command:main", "duplicates, contradictions, agreement, leakage of pairs"
+    ),
     "evaluate": Command("training.evaluate.cli:main", "measure a checkpoint on held-out data"),
     "sample": Command("training.sample:main", "print a chat checkpoint's replies, to be read"),
     "loop": Command("training.loop:main", "all of it once around on the demo shop: make loop"),

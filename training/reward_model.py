@@ -1,7 +1,7 @@
 """The reward model: K scores for a reply, normalised, and their weighted mix.
 
-A backbone with K outputs (`AutoModelForSequenceClassification`), one per objective: a causal LM whose score
-is read at the last token, as vLLM's `--runner pooling --convert classify` reads it, or an encoder. Raw
+A backbone with K outputs, one per objective: a causal LM whose score
+is read at the last token, as vLLM's `--runner pooling --convert classify` reads it, or a BERT encoder. Raw
 scores r have no scale of their own, since Bradley–Terry fixes only differences. On reference samples their
 mean μ and covariance C are measured once and kept beside the weights; then
 
@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from pydantic import Field, ValidationError, model_validator
@@ -34,6 +34,7 @@ from training.config import Config
 from training.data.preferences import Prompt
 from training.errors import TrainingError
 from training.files import appearing
+from training.reward_model_encoder import EncoderForReward
 from training.reward_model_encoding import Encoded, Kind, encode, pad, padding_to_right
 
 RewardFunction = Callable[[Sequence[Prompt], Sequence[str]], Tensor]
@@ -169,7 +170,8 @@ class RewardModel:
             ) from error
         except ValidationError as error:
             raise TrainingError(f"{place / ABOUT_NAME}: not a reward model's description: {error}") from error
-        model = AutoModelForSequenceClassification.from_pretrained(place, dtype=torch.float32)
+        factory: Any = EncoderForReward if about.kind == "encoder" else AutoModelForSequenceClassification
+        model = factory.from_pretrained(place, local_files_only=True, dtype=torch.float32)
         if model.config.num_labels != len(about.objectives):
             raise TrainingError(
                 f"{place}: config.json has {model.config.num_labels} outputs, {ABOUT_NAME} names "

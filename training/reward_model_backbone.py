@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,15 +15,16 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from training.errors import ConfigError, TrainingError
 from training.methods.classifier_config import encoder_folder
 from training.models import LoraConfig, ModelSource, load_tokenizer, merged
+from training.reward_model_encoder import EncoderForReward
 from training.reward_model_encoding import Kind
 
 HEADS = ("score", "classifier")
@@ -54,8 +54,8 @@ def load_backbone(
     shape = AutoConfig.from_pretrained(place, local_files_only=True)
     kept = list((shape.id2label or {}).values()) == list(objectives)
     torch.manual_seed(seed)
-    model = _read(place, source, {"id2label": names, "label2id": {n: i for i, n in names.items()}}, kept)
-    tokenizer = _tokenizer(source, kind_of(model))
+    model = _read(source, shape, {"id2label": names, "label2id": {n: i for i, n in names.items()}}, kept)
+    tokenizer = _tokenizer(source, kind_of(shape))
     model.config.pad_token_id = tokenizer.pad_token_id
     if source.quantize is not None:
         prepare: Any = prepare_model_for_kbit_training  # published without types
@@ -69,19 +69,20 @@ def load_backbone(
     return model, tokenizer
 
 
-def kind_of(model: PreTrainedModel) -> Kind:
-    """Causal models put their score after the last token, encoders read the whole text at once."""
-    decoder = getattr(model.config, "is_decoder", False)
-    causal = decoder or model.config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    encoder = model.config.model_type in ENCODERS and not decoder
-    return "causal" if causal and not encoder else "encoder"
+def kind_of(config: PreTrainedConfig) -> Kind:
+    """BERT reads the whole text at once; every other model's score is read after the last token."""
+    return "encoder" if config.model_type == "bert" else "causal"
 
 
-ENCODERS = frozenset({"bert", "roberta", "electra", "camembert", "xlm-roberta", "megatron-bert"})
-"""Model types that transformers lists among causal models too, for use as decoders."""
+def sequence_class(config: PreTrainedConfig) -> type[Any]:
+    """The class, or transformers' factory for it, of a reward model with this configuration."""
+    return EncoderForReward if kind_of(config) == "encoder" else AutoModelForSequenceClassification
 
 
-def _read(place: Path, source: ModelSource, labels: dict[str, Any], head_kept: bool) -> PreTrainedModel:
+def _read(
+    source: ModelSource, shape: PreTrainedConfig, labels: dict[str, Any], head_kept: bool
+) -> PreTrainedModel:
+    place = source.place
     how: dict[str, Any] = {"dtype": torch.float32, **labels}
     if source.lora is not None and source.precision == "bf16":
         how["dtype"] = torch.bfloat16
@@ -95,7 +96,7 @@ def _read(place: Path, source: ModelSource, labels: dict[str, Any], head_kept: b
         )
     try:
         with suppress_seqcls_warning():
-            model, report = AutoModelForSequenceClassification.from_pretrained(
+            model, report = sequence_class(shape).from_pretrained(
                 place,
                 local_files_only=True,
                 use_safetensors=True,
@@ -105,7 +106,7 @@ def _read(place: Path, source: ModelSource, labels: dict[str, Any], head_kept: b
             )
     except (OSError, ValueError, SafetensorError) as error:
         raise TrainingError(f"{place}: cannot be loaded as a reward backbone: {error}") from error
-    missing = [name for name in report["missing_keys"] if not name.startswith((*HEADS, "bert.pooler"))]
+    missing = [name for name in report["missing_keys"] if not name.startswith(HEADS)]
     if missing:
         raise TrainingError(f"{place}: the weights don't fit config.json; missing: {sorted(missing)[:5]}")
     whole: PreTrainedModel = model

@@ -124,7 +124,8 @@ def test_a_saved_model_scores_the_same(kind: str, tmp_path: Path) -> None:
     assert {p.suffix for p in (tmp_path / "reward").iterdir()} <= {".json", ".safetensors", ".jinja"}
     config = json.loads((tmp_path / "reward" / "config.json").read_text())
     assert list(config["id2label"].values()) == list(TWO)
-    assert config["architectures"][0].endswith("ForSequenceClassification")
+    served = {"causal": "LlamaForSequenceClassification", "encoder": "EncoderForReward"}
+    assert config["architectures"] == [served[kind]]
 
 
 def test_a_folder_that_is_no_reward_model_is_named(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    BertForSequenceClassification,
     LlamaForSequenceClassification,
     PreTrainedTokenizerFast,
 )
@@ -17,6 +16,7 @@ from tests.training.tiny import tiny_model, tiny_tokenizer
 from training.data.preferences import Preference, Prompt, as_prompt
 from training.methods.reward import RewardConfig
 from training.reward_model import RewardModel, unnormalised
+from training.reward_model_encoder import EncoderForReward
 
 KIND, RUDE = "You are kind. Hello there.", "No, I cannot do that."
 PROMPTS: list[Prompt] = [as_prompt(t) for t in ("Hello there, who is it?", "Tell me a story, please.", "Hi")]
@@ -44,7 +44,7 @@ def encoder_backbone(objectives: tuple[str, ...] = ("overall",), seed: int = 0) 
     shape.pad_token_id = tokenizer.pad_token_id
     shape.id2label = dict(enumerate(objectives))
     torch.manual_seed(seed)
-    return BertForSequenceClassification(shape), tokenizer
+    return EncoderForReward(shape), tokenizer
 
 
 def reward_model(kind: Any = "causal", objectives: tuple[str, ...] = ("overall",)) -> RewardModel:

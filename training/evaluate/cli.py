@@ -18,6 +18,9 @@ COMMANDS: dict[str, Command] = {
         "training.evaluate.cli_policy:perplexity_of", "perplexity on held-out conversations"
     ),
     "reward": Command("training.evaluate.cli_reward:reward", "a reward model's accuracy and calibration"),
+    "reward-human": Command(
+        "training.evaluate.reward_human:main", "a reward model cross-validated on human pairs"
+    ),
     "pairwise": Command(
         "training.evaluate.cli_pairwise:pairwise", "the win rate between two files of replies"
     ),

@@ -24,8 +24,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from pydantic import Field, model_validator
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from trl.trainer.reward_config import RewardConfig as TrlRewardConfig
@@ -49,6 +50,7 @@ from training.evaluate.bias import LengthBias, RewardLimits, hack_rates, length_
 from training.evaluate.metrics import Figure
 from training.evaluate.reward import Calibration, accuracy, calibrate, differences, first_messages
 from training.losses.reward import Reduce
+from training.methods.reward_head import fit_head
 from training.methods.reward_trainer import (
     Collator,
     Element,
@@ -62,7 +64,7 @@ from training.models import ModelSource, write_record
 from training.publish import Check
 from training.reward_model import RewardModel, check_weights, pad_id, unnormalised
 from training.reward_model_backbone import kind_of, load_backbone, located, plain
-from training.reward_model_encoding import encode
+from training.reward_model_encoding import Kind, encode
 from training.reward_model_ensemble import RewardEnsemble, save_ensemble
 from training.run_directory import RunDirectory
 from training.trl.runner import TrainingOptions, run_trainer, trainer_arguments
@@ -72,7 +74,10 @@ class RewardConfig(Config):
     """`weights` are those of the objectives in the mix, equal ones where none are given.
 
     `margin_scale` times a pair's strength is its margin. `members` > 1 trains an ensemble of as many seeds,
-    with `bootstrap` each on its own resample of the data. `dropout` leaves the backbone's dropout on.
+    with `bootstrap` each on its own resample of the data. `dropout` leaves the backbone's dropout on;
+    `fit: head` fits the outputs alone (`training.methods.reward_head`), for which `ridge` is the penalty,
+    chosen by the data where it is None. `freeze_embeddings` keeps words that the data lacks where they are
+    among those that it has.
     """
 
     name: str = "reward"
@@ -90,6 +95,9 @@ class RewardConfig(Config):
     reduce: Reduce = "uncertainty"
     coefficient: float = Field(default=1.0, ge=0)
     dropout: bool = False
+    freeze_embeddings: bool = False
+    fit: Literal["all", "head"] = "all"
+    ridge: float | None = Field(default=None, gt=0)
     held_out: float = Field(default=0.1, ge=0, lt=1)
     reference_samples: int = Field(default=512, ge=2)
     limits: RewardLimits = RewardLimits()
@@ -99,6 +107,8 @@ class RewardConfig(Config):
     def _check(self) -> RewardConfig:
         if self.weights:
             check_weights(self.weights, self.objectives)
+        if self.fit == "head" and self.model.lora is not None:
+            raise ValueError("fit: head leaves the backbone as it is; leave model.lora out, or fit: all")
         return self
 
 
@@ -144,14 +154,67 @@ def train_reward(
     `config.model` is loaded. Raises TrainingError for rows under an objective that the config does not name.
     """
     if held_out is None:
-        kept = [is_held_out(c.prompt, config.held_out) for c in preferences]
-        held_out = [c for c, out in zip(preferences, kept, strict=True) if out]
-        preferences = [c for c, out in zip(preferences, kept, strict=True) if not out]
+        preferences, held_out = _split(preferences, config.held_out)
+    reward, history = fit(config, preferences, ratings, held_out, backbone, run)
+    return measure(config, reward, preferences, held_out, history)
+
+
+def fit(
+    config: RewardConfig,
+    preferences: Sequence[Comparison],
+    ratings: Sequence[Rating] = (),
+    held_out: Sequence[Comparison] = (),
+    backbone: Backbone | None = None,
+    run: Path | None = None,
+) -> tuple[RewardModel, list[dict[str, Any]]]:
+    """Train without measuring: the model, normalised on what it was trained on, and the log.
+
+    The loss on `held_out` is logged every `training.evaluate_every` steps, where that is set.
+    """
     model, tokenizer = backbone or load_backbone(config.model, config.objectives, config.seed)
-    about = unnormalised(kind_of(model), config.objectives, config.weights, _max_length(config, model))
+    if config.freeze_embeddings:
+        model.get_input_embeddings().requires_grad_(False)
+    about = unnormalised(kind_of(model.config), config.objectives, config.weights, _max_length(config, model))
     reader = partial(encode, tokenizer, about.kind, max_length=about.max_length)
     elements = _elements(config, preferences, ratings, reader)
-    trainer = GroupRewardTrainer(
+    if config.fit == "head":
+        history = _fit_head(config, model, about.kind, elements, [*preferences, *ratings], pad_id(tokenizer))
+    else:
+        kept = _elements(config, held_out, (), reader) if held_out else None
+        trainer = _trainer(config, model, tokenizer, about.kind, elements, kept, run)
+        history = run_trainer(trainer, run)
+    reward = RewardModel(plain(model), tokenizer, about)
+    return _normalise(config, reward, preferences, ratings), history
+
+
+def _fit_head(
+    config: RewardConfig,
+    model: PreTrainedModel,
+    kind: Kind,
+    elements: Sequence[Element],
+    rows: Sequence[Comparison | Rating],
+    filler: int,
+) -> list[dict[str, Any]]:
+    if config.training.threads is not None:
+        torch.set_num_threads(config.training.threads)
+    groups = [next(m.content for m in row.prompt if m.role == "user").casefold() for row in rows]
+    weights = LossWeights(config.rating_weight, config.center)
+    return fit_head(model, kind, elements, groups, filler, weights, config.ridge)
+
+
+def _trainer(
+    config: RewardConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    kind: Kind,
+    elements: Sequence[Element],
+    held_out: Sequence[Element] | None,
+    run: Path | None,
+) -> GroupRewardTrainer:
+    ordered = arrange(
+        elements, config.training.curriculum, config.seed, lambda e: sum(map(len, e.ids)), lambda e: None
+    )
+    return GroupRewardTrainer(
         model,
         loss_weights=LossWeights(config.rating_weight, config.center),
         args=trainer_arguments(
@@ -162,14 +225,11 @@ def train_reward(
             disable_dropout=not config.dropout,
             max_length=None,
         ),
-        data_collator=Collator(pad_id(tokenizer), segments=about.kind == "encoder"),
-        train_dataset=as_dataset(elements),
-        eval_dataset=as_dataset(_elements(config, held_out, (), reader)) if held_out else None,
+        data_collator=Collator(pad_id(tokenizer), segments=kind == "encoder"),
+        train_dataset=as_dataset(ordered),
+        eval_dataset=as_dataset(held_out) if held_out else None,
         processing_class=tokenizer,
     )
-    history = run_trainer(trainer, run)
-    reward = RewardModel(plain(model), tokenizer, about)
-    return measure(config, _normalise(config, reward, preferences, ratings), preferences, held_out, history)
 
 
 def measure(
@@ -204,8 +264,7 @@ def train_ensemble(
 ) -> tuple[RewardEnsemble, list[RewardResult]]:
     """`config.members` models, of the seeds `seed`, `seed + 1`, …; with `run`, each in `run/members/I`."""
     if held_out is None:
-        held_out = [c for c in preferences if is_held_out(c.prompt, config.held_out)]
-        preferences = [c for c in preferences if not is_held_out(c.prompt, config.held_out)]
+        preferences, held_out = _split(preferences, config.held_out)
     results = []
     for number in range(config.members):
         member = config.model_copy(update={"seed": config.seed + number})
@@ -265,8 +324,15 @@ def _elements(
     elements += rating_elements(ratings, objectives, reader)
     if not elements:
         raise TrainingError("there is nothing to train on: no comparison and no rating")
-    return arrange(
-        elements, config.training.curriculum, config.seed, lambda e: sum(map(len, e.ids)), lambda e: None
+    return elements
+
+
+def _split(comparisons: Sequence[Comparison], share: float) -> tuple[list[Comparison], list[Comparison]]:
+    """What to train on, and what to keep back, by prompt."""
+    kept = [is_held_out(c.prompt, share) for c in comparisons]
+    return (
+        [c for c, out in zip(comparisons, kept, strict=True) if not out],
+        [c for c, out in zip(comparisons, kept, strict=True) if out],
     )
 
 

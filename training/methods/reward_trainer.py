@@ -155,18 +155,24 @@ def batch_loss(model: Any, batch: Mapping[str, Tensor], weights: LossWeights) ->
     """Each element's loss `[B]`, and every reply's raw reward under its element's objective `[N]`."""
     raw_NK = forward(model, batch["input_ids"], batch["attention_mask"], batch.get("token_type_ids"))
     reward_N = raw_NK.gather(1, batch["objective"].unsqueeze(1)).squeeze(1)
-    elements = int(batch["elements"])
-    difference_P = reward_N[batch["better"]] - reward_N[batch["worse"]]
-    loss_P = bradley_terry(difference_P, batch["margin"], batch["soft"])
-    loss_B = per_element(loss_P, batch["pair_element"], elements)
+    return element_losses(reward_N, batch, int(batch["elements"]), weights), reward_N
+
+
+def element_losses(
+    reward_N: Tensor, known: Mapping[str, Tensor], elements: int, weights: LossWeights
+) -> Tensor:
+    """The loss `[B]` of each element from its replies' rewards; `known` are the columns of `Collator`."""
+    difference_P = reward_N[known["better"]] - reward_N[known["worse"]]
+    loss_P = bradley_terry(difference_P, known["margin"], known["soft"])
+    loss_B = per_element(loss_P, known["pair_element"], elements)
     for column, point_loss in (("label", label_loss), ("score", score_loss)):
-        rated_R = (~batch[column].isnan()).nonzero().squeeze(1)
-        loss_R = weights.rating * point_loss(reward_N[rated_R], batch[column][rated_R])
-        loss_B = loss_B + per_element(loss_R, batch["element"][rated_R], elements)
+        rated_R = (~known[column].isnan()).nonzero().squeeze(1)
+        loss_R = weights.rating * point_loss(reward_N[rated_R], known[column][rated_R])
+        loss_B = loss_B + per_element(loss_R, known["element"][rated_R], elements)
     if weights.center:
         center_N = weights.center * centering(reward_N)
-        loss_B = loss_B + per_element(center_N, batch["element"], elements)
-    return loss_B, reward_N
+        loss_B = loss_B + per_element(center_N, known["element"], elements)
+    return loss_B
 
 
 class GroupRewardTrainer(RewardTrainer):
