@@ -31,6 +31,8 @@ COMMANDS: dict[str, Command] = {
     "sft": Command("training.methods.sft:main", "fine-tune a chat model on demonstrations (TRL)"),
     "pretrain": Command("training.methods.pretrain:main", "train a chat model from scratch"),
     "reward": Command("training.methods.reward:main", "a reward model from comparisons and ratings"),
+    "ppo": Command("training.methods.ppo:main", "reinforcement learning from a reward, clipped (PPO)"),
+    "trpo": Command("training.methods.trpo:main", "the same within a KL bound a step (TRPO)"),
     "classifier": Command("training.methods.classifier:main", "fine-tune an encoder as a text classifier"),
     "rlaif": Command("training.methods.rlaif:main", "preferences from an AI judge, and training on them"),
     "cai": Command("training.methods.cai:main", "constitutional training: critique, revise, fine-tune"),
