@@ -1,0 +1,1 @@
+"""`make bench-training`: training beside TRL, rollouts beside vLLM and transformers, in one run."""
