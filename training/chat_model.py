@@ -69,7 +69,10 @@ def read_tokenizer(place: Path, chat_template: str | None = None) -> PreTrainedT
 
     `chat_template` stands in for the folder's own.
     """
-    tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{place}: has no tokenizer that can be read: {error}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise TrainingError(f"{place}: its tokenizer is not a fast tokenizer, which rendering needs")
     if chat_template is not None:

@@ -150,6 +150,10 @@ def test_gradient_checkpointing_changes_no_gradient(base: Path) -> None:
 def test_folders_that_are_no_model_are_refused_with_what_to_do(base: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"no config\.json"):
         load_policy(source(tmp_path))
+    mute = write_tiny(tmp_path / "mute")
+    (mute / "tokenizer.json").unlink()
+    with pytest.raises(TrainingError, match="mute: has no tokenizer"):
+        load_policy(source(mute))
     broken = write_tiny(tmp_path / "broken")
     tensors = load_file(broken / "model.safetensors")
     save_file(

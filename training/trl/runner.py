@@ -201,7 +201,9 @@ class _Bar(TrainerCallback):
 
     def __init__(self) -> None:
         columns = (TextColumn("loss {task.fields[loss]:.3f}"), BarColumn(), MofNCompleteColumn())
-        self._progress = Progress(*columns, TimeRemainingColumn(elapsed_when_finished=True))
+        remaining = TimeRemainingColumn(elapsed_when_finished=True)
+        # Seldom, as what draws it takes its time from the training.
+        self._progress = Progress(*columns, remaining, refresh_per_second=2)
         self._task = self._progress.add_task("train", loss=math.nan)
 
     def on_train_begin(

@@ -15,8 +15,9 @@ from training.cli import main
 from training.data.conversation import Conversation, Message
 from training.data.render import Example
 from training.errors import DataError, TrainingError
+from training.held_out import score_held_out
 from training.methods.sft import SftConfig, build_trainer, render_all, run_sft, train_sft
-from training.models import ModelSource, attach_lora, load_policy
+from training.models import LoraConfig, ModelSource, attach_lora, load_policy, save_policy
 from training.provenance import RunRecord
 from training.publish import Draft, publish
 from training.rl.rollout import SampleConfig, generate
@@ -121,13 +122,28 @@ def test_every_parameter_that_trains_moves(lora: bool) -> None:
     tokenizer = tiny_tokenizer()
     model = tiny_model(tokenizer)
     if lora:
-        model = attach_lora(
-            model, ModelSource.model_validate({"path": "x", "lora": {"rank": 4}}).lora, seed=0
-        )
+        model = attach_lora(model, LoraConfig(rank=4), seed=0)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     train_sft(model, tokenizer, a_config(batch_size=3, micro_batch=3), TALKS)
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]) != parameter.requires_grad, name
+
+
+def test_an_adapter_learns_over_a_base_in_four_bits_which_stays_as_it_is(place: Path) -> None:
+    """And what is published answers as what was trained, not as the base in full precision would."""
+    source = ModelSource(path=str(place / "base"), lora=LoraConfig(rank=8), quantize="nf4")
+    config = a_config(steps=30, batch_size=3, micro_batch=3, learning_rate=0.02)
+    model, tokenizer = load_policy(source)
+    packed = {name: p.detach().clone() for name, p in model.named_parameters() if p.dtype == torch.uint8}
+    result = train_sft(model, tokenizer, config, TALKS)
+    assert packed
+    assert all(torch.equal(p, packed[name]) for name, p in model.named_parameters() if name in packed)
+    assert result.history[-1]["loss"] < result.history[0]["loss"] - 0.1
+    examples = render_all(TALKS, tokenizer, 96)
+    save_policy(place / "from-four", result.model, tokenizer)
+    served, _ = load_policy(ModelSource(path=str(place / "from-four")))
+    trained = score_held_out(result.model, examples).loss
+    assert score_held_out(served, examples).loss == pytest.approx(trained, rel=0.01)
 
 
 def test_labels_are_the_assistants_words_and_never_a_first_token() -> None:
