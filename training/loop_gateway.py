@@ -6,12 +6,10 @@ registry's folder, where the alias says which checkpoint is meant.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import re
 import secrets
-import signal
 import subprocess
 import sys
 import time
@@ -27,6 +25,7 @@ from typing import IO
 from openai import OpenAI
 
 from training.errors import TrainingError
+from training.loop_processes import end_with_parent
 
 _POLICY = """\
 name: {name}
@@ -36,7 +35,6 @@ output:
   - {{guard: secrets, action: redact}}
 """
 _READY = re.compile(r"Keel is ready on (http://\S+)")
-_PARENT_DIED = 1  # PR_SET_PDEATHSIG of Linux's prctl(2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +103,7 @@ def serving(registry: Path, alias: str, work: Path, limit_s: float = 600.0) -> I
     }
     command = [sys.executable, "-m", "service.cli", "serve", "--port", "0", "--policies", str(policies)]
     process = subprocess.Popen(  # noqa: S603  this project's own command
-        command, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=_end_with_parent
+        command, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=end_with_parent
     )
     try:
         gateway = ServingGateway(_wait_until_ready(process, limit_s), admin_key, "shop")
@@ -143,8 +141,3 @@ def _read(lines: IO[str], said: deque[str], address: list[str]) -> None:
         said.append(line)
         if found := _READY.search(line):
             address.append(found.group(1))
-
-
-def _end_with_parent() -> None:
-    """A gateway must not outlive a loop that was killed."""
-    ctypes.CDLL(None).prctl(_PARENT_DIED, signal.SIGTERM)

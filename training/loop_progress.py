@@ -72,7 +72,7 @@ class Progress:
     def _left(self, stages: list[Stage], number: int) -> str:
         """What is left, as this machine went so far compared with the reference machine."""
         expected = sum(s.seconds for s in stages if s.name in self.seconds)
-        slower = sum(self.seconds.values()) / expected if expected else 1.0
+        slower = max(sum(self.seconds.values()) / expected, 0.5) if expected else 1.0
         left = slower * sum(s.seconds for s in stages[number - 1 :])
         return f"{left / 60:.0f} min" if left >= 90 else f"{max(left, 1):.0f} s"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -12,18 +12,17 @@ from training.data.preferences import Prompt
 from training.demo import demo_prompts
 from training.errors import TrainingError
 from training.evaluate.replies import read_replies, write_replies
-from training.evaluate.report import EvaluationFile
+from training.evaluate.report import EVALUATION_NAME, EvaluationFile
 from training.loop_config import LoopConfig
 from training.loop_gateway import serving
-from training.loop_measure import figure, gain, measure, with_wins
+from training.loop_measure import figure, measure, with_wins
+from training.loop_processes import in_parallel
 from training.loop_progress import Result
-from training.loop_stages import ALIAS, PARENT, base_of, draft_of, in_parallel, proxy_of
+from training.loop_stages import ALIAS, PARENT, base_of, proxy_of
 from training.models import ModelSource, load_policy
-from training.publish import Check, publish
+from training.publish import PublishConfig, publish_run
 
 BASE = "sft"
-# Gates are measured on the questions that choose, so they are stated beside the figures that the table shows.
-_GATED = ("gold", "win_rate", "proxy", "kl", "violations", "over_refusals", "words")
 
 
 def policies_of(config: LoopConfig) -> tuple[str, ...]:
@@ -76,27 +75,22 @@ def replies_of(work: Path, name: str, choosing: bool) -> dict[Prompt, str]:
 def publish_best(config: LoopConfig, work: Path) -> Result:
     """The policy of the highest gold score on the choosing questions, if it passes its gates."""
     found = {name: evaluation(work, name, choosing=True) for name in policies_of(config)}
-    base = evaluation(work, BASE, choosing=True)
     best = max(found, key=lambda name: figure(found[name], "gold").value)
-    name = f"shop-{best}"
-    registry = Registry(work / "checkpoints")
+    name, registry = f"shop-{best}", Registry(work / "checkpoints")
     if name not in registry.names():
-        draft = draft_of(work / best, name, f"the demo shop's assistant, {best} from {PARENT}")
-        figures = [m.evaluation() for m in found[best].metrics if m.name in _GATED]
-        draft = replace(draft, evaluations=(*draft.evaluations, *figures))
-        publish(work / best / "final", registry.root, draft, gates(config, found[best], base))
+        base = evaluation(work, BASE, choosing=True)
+        parent = base.model_copy(update={"subject": registry.resolve(PARENT).ref})
+        place = work / best / EVALUATION_NAME
+        found[best].model_copy(update={"subject": name, "baseline": parent}).write(place)
+        about = f"the demo shop's assistant, trained by {best.partition('-')[0].upper()} on preferences"
+        limits = (
+            "It knows 24 things of a made-up shop and nothing else.",
+            "English only, single questions only.",
+        )
+        settings = PublishConfig(name=name, description=about, alias=ALIAS, gates=config.gates, limits=limits)
+        publish_run(work / best, registry.root, settings)
     checkpoint = registry.point(ALIAS, name)
     return {"chosen": best, "ref": checkpoint.ref, "gates": list(checkpoint.manifest.gate.checks)}
-
-
-def gates(config: LoopConfig, ours: EvaluationFile, parent: EvaluationFile) -> list[Check]:
-    """Better than the parent by gold, and no more violations; both at the worse end of the interval."""
-    better, helps = gain(ours, parent, "gold"), gain(ours, parent, "violations")
-    least, most = config.gates.gold_gain_above, config.gates.violations_gain_at_most
-    return [
-        Check("gold against parent", better.low > least, f"{better}, must be above {least:g}"),
-        Check("violations against parent", helps.high <= most, f"{helps}, at most {most:g}"),
-    ]
 
 
 def serve_new(config: LoopConfig, work: Path) -> Result:

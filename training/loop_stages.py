@@ -10,9 +10,7 @@ So each can run in a process of its own, and be interrupted at any time: the met
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -32,6 +30,7 @@ from training.data.preferences import Prompt, read_prompts, write_preferences, w
 from training.demo import demo_demonstrations, demo_prompts
 from training.demo.raters import compare_all
 from training.loop_config import LoopConfig
+from training.loop_processes import in_parallel
 from training.loop_progress import Result
 from training.methods.dpo import DpoConfig, run_dpo
 from training.methods.ppo import train_ppo
@@ -41,7 +40,7 @@ from training.methods.sft import SftConfig, run_sft
 from training.models import ModelSource, load_policy, save_policy, write_record
 from training.optimization import OptimizerConfig
 from training.provenance import RunRecord
-from training.publish import Draft, publish
+from training.publish import PublishConfig, publish_run
 from training.reward_model import RewardFunction, RewardModel
 from training.reward_model_ensemble import RewardEnsemble
 from training.rl.rewards import RewardSource
@@ -73,12 +72,8 @@ def train_base(config: LoopConfig, work: Path) -> Result:
     run_sft(sft, data, work / "sft")
     registry = Registry(work / "checkpoints")
     if PARENT not in registry.names():
-        publish(
-            work / "sft" / "final",
-            registry.root,
-            draft_of(work / "sft", PARENT, "what DPO and PPO start from"),
-        )
-    registry.point(ALIAS, PARENT)
+        about = "the demo shop's assistant before preferences: what DPO and PPO start from"
+        publish_run(work / "sft", registry.root, PublishConfig(name=PARENT, description=about, alias=ALIAS))
     return {"demonstrations": len(demonstrations), "checkpoint": registry.resolve(PARENT).ref[:21]}
 
 
@@ -110,19 +105,6 @@ def train_policies(config: LoopConfig, work: Path) -> Result:
     return {"policies": len(tasks)}
 
 
-def in_parallel(
-    work_on: Callable[..., None], config: LoopConfig, work: Path, tasks: Iterable[tuple[object, ...]]
-) -> None:
-    """`work_on(config, work, *task)` of each, in as many processes as there are workers, or in this one."""
-    if config.workers == 1:
-        for task in tasks:
-            work_on(config, work, *task)
-        return
-    with ProcessPoolExecutor(config.workers, mp_context=get_context("spawn")) as pool:
-        for future in [pool.submit(work_on, config, work, *task) for task in tasks]:
-            future.result()
-
-
 def train_one(config: LoopConfig, work: Path, kind: str, seed: int) -> None:
     """One training in this process, on one core."""
     torch.set_num_threads(1)
@@ -141,23 +123,6 @@ def proxy_of(config: LoopConfig, work: Path) -> RewardFunction:
     """What PPO maximizes and the table calls proxy: the members' mean."""
     places = [work / f"reward-{number}" / "final" for number in range(config.reward_members)]
     return RewardEnsemble(tuple(RewardModel.load(place) for place in places), "mean")
-
-
-def draft_of(run: Path, name: str, description: str) -> Draft:
-    """The manifest's fields, from the run's record."""
-    record = RunRecord.read(run)
-    return Draft(
-        name=name,
-        kind="full",
-        method=record.method,
-        config=record.config,
-        seed=record.seed,
-        code_revision=record.code_revision,
-        description=description,
-        parent=record.first_parent,
-        data=record.all_data,
-        evaluations=record.evaluations,
-    )
 
 
 def _reward(config: LoopConfig, work: Path, run: Path, seed: int) -> None:

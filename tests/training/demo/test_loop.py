@@ -13,11 +13,10 @@ from training.errors import TrainingError
 from training.evaluate.metrics import Figure
 from training.evaluate.report import EvaluationFile, Metric
 from training.loop import run_loop, stages_of
-from training.loop_config import FULL, QUICK, Gates, LoopConfig
+from training.loop_config import FULL, QUICK, LoopConfig
 from training.loop_measure import gain, pooled
 from training.loop_plots import PpoPath
 from training.loop_progress import Progress, Stage
-from training.loop_publish import gates
 from training.loop_report import write_results
 from training.loop_stages import ALIAS, PARENT
 from training.provenance import RunRecord
@@ -42,7 +41,7 @@ def test_what_was_trained_is_published_and_the_alias_means_it(finished: tuple[Pa
     measured = {evaluation.metric for evaluation in chosen.manifest.evaluations}
     assert {"gold", "proxy", "kl", "violations"} <= measured
     assert chosen.manifest.gate.passed
-    assert any(check.startswith("gold against parent") for check in chosen.manifest.gate.checks)
+    assert any(check.startswith("gold >= parent") for check in chosen.manifest.gate.checks)
 
 
 @pytest.mark.slow
@@ -86,24 +85,13 @@ def test_profiles_are_whole_and_print_as_yaml(tmp_path: Path) -> None:
         (tmp_path / "loop.yaml").write_text(config.to_yaml(), encoding="utf-8")
         assert LoopConfig.load(tmp_path / "loop.yaml") == config
     assert len(FULL.seeds) >= 2 and FULL.serve
+    assert FULL.gates == ("gold>=parent", "violations<=parent")
 
 
 def evaluated(subject: str, gold: list[float], violations: list[float]) -> EvaluationFile:
     rows = {"gold": gold, "violations": violations}
     metrics = tuple(Metric.averaged(name, values, "", "") for name, values in rows.items())
     return EvaluationFile(subject=subject, questions="same", metrics=metrics)
-
-
-def test_gates_look_at_the_worse_end_of_a_paired_interval() -> None:
-    parent = evaluated("sft", [0.0, 3.0] * 50, [1.0, 0.0] * 20)
-    better = evaluated("ppo", [0.5, 3.5] * 50, [0.0] * 40)
-    assert [check.passed for check in gates(FULL, better, parent)] == [True, True]
-    luck = evaluated("ppo", [3.0, 0.0] * 50, [0.0] * 40)
-    assert [check.passed for check in gates(FULL, luck, parent)] == [False, True]
-    harmful = evaluated("ppo", [0.5, 3.5] * 50, [1.0, 0.1] * 20)
-    assert [check.passed for check in gates(FULL, harmful, parent)] == [True, False]
-    lenient = FULL.model_copy(update={"gates": Gates(gold_gain_above=-5, violations_gain_at_most=1)})
-    assert all(check.passed for check in gates(lenient, harmful, parent))
 
 
 def test_figures_over_seeds_are_means_per_question_and_gains_are_paired() -> None:
