@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from training.data.conversation import Conversation, Message
-from training.data.formats import read_rows
 from training.data.preferences import (
     Preference,
     Prompt,
@@ -29,6 +28,7 @@ from training.data.preferences import (
     parse_preference,
     parse_rating,
     preference_row,
+    read_parsed,
     write_preferences,
     write_ratings,
     write_rows,
@@ -95,26 +95,17 @@ def read_feedback(path: Path, skipped: list[DataError] | None = None) -> Feedbac
     demonstrations: list[Conversation] = []
     kinds: Counter[str] = Counter()
     checkpoints: Counter[str] = Counter()
-    for number, row in read_rows(path):
-        try:
-            kind = _kind(row)
-            for made in _PARSERS[kind](row):
-                if isinstance(made, Preference):
-                    preferences.append(made)
-                elif isinstance(made, Rating):
-                    ratings.append(made)
-                else:
-                    demonstrations.append(made)
-        except (KeyError, TypeError, ValueError) as error:
-            problem = f"missing column {error}" if isinstance(error, KeyError) else str(error)
-            bad = DataError(path, number, problem)
-            if skipped is None:
-                raise bad from error
-            skipped.append(bad)
-            continue
+    for kind, checkpoint, rows in read_parsed(path, _parse, skipped=skipped):
         kinds[kind] += 1
-        if row.get("checkpoint") is not None:
-            checkpoints[str(row["checkpoint"])] += 1
+        if checkpoint is not None:
+            checkpoints[checkpoint] += 1
+        for made in rows:
+            if isinstance(made, Preference):
+                preferences.append(made)
+            elif isinstance(made, Rating):
+                ratings.append(made)
+            else:
+                demonstrations.append(made)
     return Feedback(tuple(preferences), tuple(ratings), tuple(demonstrations), kinds, checkpoints)
 
 
@@ -147,16 +138,18 @@ def feedback_rows(
         yield {"kind": "rating", "prompt": messages, "reply": rating.reply, **kept}
 
 
-def _kind(row: Mapping[str, Any]) -> str:
+Made = Preference | Rating | Conversation
+
+
+def _parse(row: Mapping[str, Any]) -> tuple[str, str | None, list[Made]]:
+    """The row's kind, the checkpoint that it is about, and what it is worth."""
     kind = row.get("kind")
     if kind not in _COLUMNS:
         raise ValueError(f"column 'kind' must be one of {', '.join(_COLUMNS)}, found {kind!r}")
     if unknown := sorted(row.keys() - _COLUMNS[kind]):
         raise ValueError(f"a {kind} has no column {', '.join(map(repr, unknown))}")
-    return str(kind)
-
-
-Made = Preference | Rating | Conversation
+    checkpoint = row.get("checkpoint")
+    return kind, None if checkpoint is None else str(checkpoint), _PARSERS[kind](row)
 
 
 def _preference(row: Mapping[str, Any]) -> list[Made]:

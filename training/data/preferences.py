@@ -166,20 +166,20 @@ def read_preferences(
         "rankings": _ranking,
         "hh": _hh,
     }
-    return _read(path, parsers[format], columns, skipped)
+    return read_parsed(path, parsers[format], columns, skipped)
 
 
 def read_ratings(
     path: Path, columns: Mapping[str, str] | None = None, skipped: list[DataError] | None = None
 ) -> Iterator[Rating]:
-    return _read(path, parse_rating, columns, skipped)
+    return read_parsed(path, parse_rating, columns, skipped)
 
 
 def read_prompts(
     path: Path, columns: Mapping[str, str] | None = None, skipped: list[DataError] | None = None
 ) -> Iterator[Prompt]:
     """The prompt of each row, whatever else the row holds."""
-    return _read(path, _prompt, columns, skipped)
+    return read_parsed(path, _prompt, columns, skipped)
 
 
 def write_preferences(path: Path, preferences: Iterable[Preference]) -> int:
@@ -227,12 +227,14 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     return len(lines)
 
 
-def _read(
+def read_parsed(
     path: Path,
     parse: Callable[[Mapping[str, Any]], _Row],
-    columns: Mapping[str, str] | None,
-    skipped: list[DataError] | None,
+    columns: Mapping[str, str] | None = None,
+    skipped: list[DataError] | None = None,
 ) -> Iterator[_Row]:
+    """`parse` of every row. What it refuses by KeyError, TypeError or ValueError is a DataError with file and
+    line, or is appended to `skipped`."""
     for number, row in read_rows(path):
         renamed = row | {ours: row[theirs] for ours, theirs in (columns or {}).items() if theirs in row}
         try:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from training.data.formats import read_rows
-from training.data.preferences import Prompt, as_prompt, prompt_as_json, write_rows
-from training.errors import DataError, TrainingError
+from training.data.preferences import Prompt, as_prompt, prompt_as_json, read_parsed, write_rows
+from training.errors import TrainingError
 
 
 def write_replies(path: Path, prompts: Iterable[Prompt], replies: Iterable[str]) -> int:
@@ -19,14 +19,7 @@ def write_replies(path: Path, prompts: Iterable[Prompt], replies: Iterable[str])
 def read_replies(path: Path) -> dict[Prompt, list[str]]:
     """Every prompt with its replies, in the file's order; raises DataError with file and line."""
     found: dict[Prompt, list[str]] = {}
-    for number, row in read_rows(path):
-        try:
-            prompt, reply = as_prompt(row["prompt"]), row["reply"]
-        except (KeyError, TypeError, ValueError) as error:
-            problem = f"missing column {error}" if isinstance(error, KeyError) else str(error)
-            raise DataError(path, number, problem) from error
-        if not isinstance(reply, str):
-            raise DataError(path, number, f"column 'reply' must be a string, found {type(reply).__name__}")
+    for prompt, reply in read_parsed(path, _reply):
         found.setdefault(prompt, []).append(reply)
     return found
 
@@ -38,3 +31,10 @@ def paired(a: Path, b: Path) -> tuple[list[Prompt], list[str], list[str]]:
     if not both:
         raise TrainingError(f"{a} and {b} answer no prompt in common, so there is nothing to compare")
     return both, [ours[prompt][0] for prompt in both], [theirs[prompt][0] for prompt in both]
+
+
+def _reply(row: Mapping[str, Any]) -> tuple[Prompt, str]:
+    reply = row["reply"]
+    if not isinstance(reply, str):
+        raise TypeError(f"column 'reply' must be a string, found {type(reply).__name__}")
+    return as_prompt(row["prompt"]), reply

@@ -85,7 +85,8 @@ class Judgements:
         if not self.given:
             return words
         return (
-            f"{words}; the order agrees in {self.agreement().percent()}; position bias {self.position_bias()}"
+            f"{words}; both orders name the same winner in {self.agreement().percent()}; "
+            f"position bias {self.position_bias()}"
         )
 
     def _some(self) -> tuple[Verdict, ...]:
