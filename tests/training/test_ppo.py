@@ -218,7 +218,7 @@ def test_prompts_are_gone_through_before_any_comes_again() -> None:
 
 
 def test_the_command_trains_from_a_folder_to_a_folder(tmp_path: Path) -> None:
-    shipped = Path("training/configs/ppo.yaml")
+    shipped = Path(__file__).parents[2] / "training/configs/ppo.yaml"
     settings = PpoConfig.load(
         shipped,
         [

@@ -81,7 +81,7 @@ def test_bfloat16_is_refused() -> None:
 
 def test_the_command_trains_from_a_folder_to_a_folder(tmp_path: Path) -> None:
     settings = TrpoConfig.load(
-        Path("training/configs/trpo.yaml"),
+        Path(__file__).parents[2] / "training/configs/trpo.yaml",
         [
             f"model={{path: {write_tiny(tmp_path / 'base')}, origin: made here, licence: MIT}}",
             "steps=1",

@@ -30,7 +30,7 @@ class Plan:
     home: Path
     rounds: int = 3
     model: Path = ROOT / "checkpoints" / "demo-chat"
-    rollouts: int = 32
+    rollouts: int = 64
     max_new_tokens: int = 64
     epochs: int = 4
     minibatches: int = 4
@@ -45,7 +45,6 @@ def ppo(plan: Plan) -> Figures:
         "replies of the chat model, fp32": _ppo_rounds(plan, python, chat, "fp32"),
         "replies of the chat model, bf16": _ppo_rounds(plan, python, chat, "bf16"),
         "replies that never end, fp32": _ppo_rounds(plan, python, endless, "fp32"),
-        "replies that never end, bf16": _ppo_rounds(plan, python, endless, "bf16"),
     }
 
 

@@ -36,7 +36,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from training.config import Config
 from training.data.preferences import Prompt
 from training.errors import TrainingError
-from training.models import merged
+from training.merging import merged
 from training.rl.causal import CausalParts
 from training.rl.replies import reply_logprobs
 from training.rl.rollout import Rollouts, check_room, prompt_tokens, stop_ids
@@ -108,7 +108,7 @@ class VllmSampler:
         self.weight_version: int | None = None  # of the weights that the server has
         self.log_probability_gap = 0.0
         self._config, self._policy, self._tokenizer, self._sample = config, policy, tokenizer, sample
-        self._folder, self._log = folder, log
+        self.folder, self._log = folder, log
         self._parts = CausalParts(policy)
         self._stops = sorted(stop_ids(self._parts.causal, tokenizer))
         self._server: ManagedServer | None = None
@@ -135,8 +135,8 @@ class VllmSampler:
             self._start(weights)
         else:
             client = self._connected()
-            check_weights(self._folder / _WEIGHTS, weights)
-            _write(self._folder / _WEIGHTS, weights)
+            check_weights(self.folder / _WEIGHTS, weights)
+            _write(self.folder / _WEIGHTS, weights)
             self._post(client, "/pause", params={"mode": "wait"})
             self._post(client, "/collective_rpc", json={"method": "reload_weights"})
             self._post(client, "/reset_prefix_cache")
@@ -156,13 +156,14 @@ class VllmSampler:
 
     def _start(self, weights: dict[str, Tensor]) -> None:
         check_finite(weights)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._tokenizer.save_pretrained(self._folder)
-        config = self._parts.causal.config.to_dict() | {"dtype": self._config.dtype}
-        type(self._parts.causal.config).from_dict(config).save_pretrained(self._folder)
-        _write(self._folder / _WEIGHTS, weights)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._tokenizer.save_pretrained(self.folder)
+        untied = {"dtype": self._config.dtype, "tie_word_embeddings": False}
+        config = self._parts.causal.config.to_dict() | untied
+        type(self._parts.causal.config).from_dict(config).save_pretrained(self.folder)
+        _write(self.folder / _WEIGHTS, weights)
         arguments = ("--dtype", self._config.dtype, *self._config.arguments)
-        self._server = ManagedServer(self._folder, arguments, self._log)
+        self._server = ManagedServer(self.folder, arguments, self._log)
         self._server.wait_ready(self._config.seconds)
         self._connected()
 
@@ -263,15 +264,14 @@ class VllmSampler:
 
 
 def served_weights(policy: nn.Module, dtype: str) -> dict[str, Tensor]:
-    """The policy's weights under the names that transformers saves, adapters added in, in `dtype`."""
+    """The policy's weights under the names that transformers saves, adapters added in, in `dtype`.
+
+    Tied embeddings are written twice, for a model that is served untied: vLLM keeps a packed copy of the
+    unembedding on CPUs, which reloading the weights renews only where the file names it.
+    """
     wanted: torch.dtype = getattr(torch, dtype)
     plain = merged(cast(PreTrainedModel, policy))  # a PEFT wrapper stands in for the model
-    tied = set(getattr(plain, "all_tied_weights_keys", None) or ())
-    return {
-        name: tensor.detach().to("cpu", wanted).contiguous()
-        for name, tensor in plain.state_dict().items()
-        if name not in tied
-    }
+    return {name: tensor.detach().to("cpu", wanted).clone() for name, tensor in plain.state_dict().items()}
 
 
 def check_finite(weights: dict[str, Tensor]) -> None:
@@ -288,7 +288,10 @@ def check_weights(place: Path, weights: dict[str, Tensor]) -> None:
         shapes = {name: (tuple(s.get_shape()), str(s.get_dtype())) for name, s in there.items()}
     if shapes.keys() != weights.keys():
         odd = sorted(shapes.keys() ^ weights.keys())[:5]
-        raise TrainingError(f"{place}: these weights have other names than the server's, such as {odd}")
+        raise TrainingError(
+            f"{place}: these weights have other names than the server's, such as {odd}; serve the policy "
+            "with an lm_head.weight of its own (tie_word_embeddings: false)"
+        )
     for name, tensor in weights.items():
         mine = (tuple(tensor.shape), {torch.float32: "F32", torch.bfloat16: "BF16"}.get(tensor.dtype, "?"))
         if mine != shapes[name]:
