@@ -22,8 +22,9 @@ from transformers import (
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from training.errors import ConfigError, TrainingError
+from training.merging import merged
 from training.methods.classifier_config import encoder_folder
-from training.models import LoraConfig, ModelSource, load_tokenizer, merged
+from training.models import LoraConfig, ModelSource, load_tokenizer
 from training.reward_model_encoder import EncoderForReward
 from training.reward_model_encoding import Kind
 

@@ -160,7 +160,8 @@ def run_sft(config: SftConfig, data_root: Path, run_path: Path) -> Path:
     tell_origin(config.model)  # what cannot be published is told before it is trained
     mixture = load_mixture(config.data, data_root, config.seed)
     model, tokenizer = load_policy(config.model, config.seed)
-    print(report(config, mixture, tokenizer))
+    if is_main_process():
+        print(report(config, mixture, tokenizer))
     result = train_sft(model, tokenizer, config, mixture.train, held_out=mixture.held_out, run=run_path)
     final = run_path / "final"
     if is_main_process():

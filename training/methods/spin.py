@@ -42,13 +42,13 @@ from training.data.preferences import Preference, Prompt
 from training.errors import TrainingError
 from training.evaluate.metrics import Figure, mean, share
 from training.files import appearing
+from training.merging import merged
 from training.methods.dpo_trainer import PairTrainer, forward_restored, pair_dataset
 from training.methods.preference_score import reply_logprobs, score_pairs
 from training.models import (
     ModelSource,
     check_fits,
     load_policy,
-    merged,
     save_policy,
     tell_origin,
     write_record,

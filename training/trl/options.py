@@ -77,17 +77,16 @@ def trainer_arguments(
             f"batch_size {options.batch_size} is no multiple of micro_batch {options.micro_batch} times "
             f"{processes} processes; change one of them"
         )
+    settings = {**_schedule(options), **_batches(options, processes), **_outputs(options, run_path)}
+    return cls(**{**settings, "seed": seed, "data_seed": seed, **extra})
+
+
+def _schedule(options: TrainingOptions) -> dict[str, Any]:
+    """How long, how fast, how exactly."""
     stepwise = {"max_steps": options.steps} if options.steps is not None else {}
-    evaluate = options.evaluate_every is not None and run_path is not None
-    settings: dict[str, Any] = {
+    return {
         **stepwise,
         "num_train_epochs": options.epochs if options.epochs is not None else 1,
-        "output_dir": str(run_path / "steps") if run_path is not None else tempfile.gettempdir(),
-        "seed": seed,
-        "data_seed": seed,
-        "per_device_train_batch_size": options.micro_batch,
-        "per_device_eval_batch_size": options.micro_batch,
-        "gradient_accumulation_steps": options.batch_size // (options.micro_batch * processes),
         "learning_rate": options.learning_rate,
         "lr_scheduler_type": options.schedule if options.warmup == 0 else _WARM[options.schedule],
         "warmup_steps": options.warmup,
@@ -95,22 +94,37 @@ def trainer_arguments(
         "max_grad_norm": options.clip_norm,
         "bf16": options.precision == "bf16",
         "use_cpu": not torch.cuda.is_available(),
-        "dataloader_pin_memory": torch.cuda.is_available(),
         "gradient_checkpointing": False,  # `load_policy` has switched it on where it was asked for
+    }
+
+
+def _batches(options: TrainingOptions, processes: int) -> dict[str, Any]:
+    """What a step sees, and in which order."""
+    return {
+        "per_device_train_batch_size": options.micro_batch,
+        "per_device_eval_batch_size": options.micro_batch,
+        "gradient_accumulation_steps": options.batch_size // (options.micro_batch * processes),
+        "dataloader_pin_memory": torch.cuda.is_available(),
         "train_sampling_strategy": "random" if options.curriculum == "shuffled" else "sequential",
+    }
+
+
+def _outputs(options: TrainingOptions, run_path: Path | None) -> dict[str, Any]:
+    """What is written when, and where."""
+    writes = run_path is not None
+    return {
+        "output_dir": str(run_path / "steps") if run_path is not None else tempfile.gettempdir(),
         "logging_strategy": "steps",
         "logging_steps": options.log_every,
         "logging_nan_inf_filter": False,  # it would replace a NaN by the mean of what came before
-        "eval_strategy": "steps" if evaluate else "no",
+        "eval_strategy": "steps" if writes and options.evaluate_every is not None else "no",
         "eval_steps": options.evaluate_every,
-        "save_strategy": "steps" if run_path is not None else "no",
+        "save_strategy": "steps" if writes else "no",
         "save_steps": options.checkpoint_every,
         "save_total_limit": options.keep_checkpoints,
-        "report_to": list(options.report_to) if run_path is not None else "none",
+        "report_to": list(options.report_to) if writes else "none",
         "disable_tqdm": True,
-        **extra,
     }
-    return cls(**settings)
 
 
 _WARM = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
