@@ -72,7 +72,8 @@ class About(Config):
         covariance_KK = torch.tensor(self.covariance, dtype=torch.float64)
         deviation_K = covariance_KK.diagonal().sqrt()
         scaled_K = weights_K.double() / deviation_K
-        spread = (scaled_K @ covariance_KK @ scaled_K).sqrt()
+        # Weights may point where the objectives, as correlated as they are, hardly vary at all.
+        spread = (scaled_K @ covariance_KK @ scaled_K).clamp(min=1e-6).sqrt()
         return ((raw_NK.double() - torch.tensor(self.mean).double()) @ (scaled_K / spread)).float()
 
     def standardise(self, raw_NK: Tensor) -> Tensor:

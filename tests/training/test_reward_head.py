@@ -67,15 +67,15 @@ def test_the_features_times_the_head_are_the_models_scores(backbone: Any) -> Non
     (fitted,) = fit_features(features_NF, elements, list(range(len(rows))), LossWeights(), ridge=0.1)
     head = head_of(model)
     with torch.no_grad():
-        direct_N = features_NF @ head.weight[0].double()
+        direct_N = features_NF @ head.weight[0]
         if head.bias is not None:
-            direct_N += head.bias[0].double()
+            direct_N += head.bias[0]
     assert features_NF.shape == (15, head.in_features)
     config = reward_config(fit="head", ridge=0.1, held_out=0.0)
     result = train_reward(config, rows, backbone=backbone())
     raw_N = torch.cat([result.model.raw([r.prompt] * 3, THREE) for r in rows[:3]])[:, 0]
     expected_N = (features_NF @ fitted.weight_F)[:9]
-    assert torch.allclose((raw_N - raw_N[0]).double(), expected_N - expected_N[0], atol=1e-4)
+    assert torch.allclose(raw_N - raw_N[0], expected_N - expected_N[0], atol=1e-4)
 
 
 def test_the_optimum_has_no_gradient() -> None:

@@ -36,21 +36,21 @@ def test_the_bag_of_words_finds_a_word_and_never_sees_the_fold_it_scores() -> No
         for i in range(200)
     ]
     folds = folds_of(rows, 4)
-    assert (bag_of_words(rows, folds) > 0).mean() > 0.95
+    assert (bag_of_words(rows, folds[None]) > 0).mean() > 0.95
     chance = [Preference(p.prompt, noise[2 * i], noise[2 * i + 1] + " x") for i, p in enumerate(rows)]
     turned = [p if i % 2 else Preference(p.prompt, p.rejected, p.chosen) for i, p in enumerate(chance)]
-    assert (bag_of_words(turned, folds) > 0).mean() < 0.65
+    assert (bag_of_words(turned, folds[None]) > 0).mean() < 0.65
 
 
 def test_a_lead_is_paired() -> None:
     rows = kind_over_rude(100)
     theirs = np.where(np.arange(100) < 60, 1.0, -1.0)
     ours = np.where(np.arange(100) < 75, 1.0, -1.0)
-    ahead, p = lead(ours, theirs, rows)
+    ahead, p = lead(ours[None], theirs[None], rows)
     assert ahead.value == pytest.approx(0.15)
     assert ahead.low > 0
     assert p == pytest.approx(2 * 0.5**15)
-    assert lead(ours, ours, rows)[1] == 1.0
+    assert lead(ours[None], ours[None], rows)[1] == 1.0
 
 
 def test_the_command_writes_what_it_measured(tmp_path: Path) -> None:
@@ -70,6 +70,7 @@ def test_the_command_writes_what_it_measured(tmp_path: Path) -> None:
         {
             "pairs": {"path": "pairs.jsonl", "format": "hh", "origin": "a test", "licence": "MIT"},
             "folds": 3,
+            "repeats": 2,
             "hacked": 5,
             "reward": reward.model_dump(),
         }

@@ -23,10 +23,10 @@ PROMPTS: list[Prompt] = [as_prompt(t) for t in ("Hello there, who is it?", "Tell
 REPLIES = [KIND, RUDE, "It is four. " * 9]
 
 
-def causal_backbone(objectives: tuple[str, ...] = ("overall",), seed: int = 0) -> Any:
+def causal_backbone(objectives: tuple[str, ...] = ("overall",), seed: int = 0, width: int = 32) -> Any:
     """A two-layer Llama with an output per objective, and its tokenizer."""
     tokenizer = tiny_tokenizer()
-    shape = tiny_model(tokenizer, seed).config
+    shape = tiny_model(tokenizer, seed, width=width).config
     shape.id2label = dict(enumerate(objectives))
     shape.label2id = {name: index for index, name in enumerate(objectives)}
     torch.manual_seed(seed)
@@ -47,9 +47,12 @@ def encoder_backbone(objectives: tuple[str, ...] = ("overall",), seed: int = 0) 
     return EncoderForReward(shape), tokenizer
 
 
-def reward_model(kind: Any = "causal", objectives: tuple[str, ...] = ("overall",)) -> RewardModel:
+def reward_model(
+    kind: Any = "causal", objectives: tuple[str, ...] = ("overall",), width: int = 32
+) -> RewardModel:
     """Normalised on three replies; its weights are large enough for scores that differ."""
-    model, tokenizer = (causal_backbone if kind == "causal" else encoder_backbone)(objectives)
+    causal = kind == "causal"
+    model, tokenizer = causal_backbone(objectives, width=width) if causal else encoder_backbone(objectives)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 2:

@@ -1,9 +1,10 @@
 """A reward model on human preference pairs, by cross-validation over prompts, beside what it must beat.
 
-Every pair is scored once, by a model that saw no pair of its prompt (folds are by the first user message).
-The baselines get the same folds: *length* learns which is better, longer or shorter; *bag of words* is a
-Bradley–Terry model on TF-IDF of words and word pairs, at the ridge that is best for it. Differences are
-paired: McNemar's exact test on the pairs that only one of the two gets right, and a bootstrap over prompts.
+Every pair is scored by a model that saw no pair of its prompt (folds are by the first user message), once
+for each of `repeats` ways of cutting the folds, which takes the luck of one cut out of the figures. The
+baselines get the same folds: *length* learns which is better, longer or shorter; *bag of words* is a
+Bradley–Terry model on TF-IDF of words and word pairs, at the ridge that is best for it. Leads are paired,
+their intervals a bootstrap over prompts; McNemar's exact test is of the first cut.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from training.data.preferences import Preference, read_preferences
 from training.errors import DataError, TrainingError
 from training.evaluate.bias import hack_rates, length_bias, reward_checks
 from training.evaluate.metrics import Figure, Floats
-from training.evaluate.reward import accuracy, calibrate, clustered_mean, differences, first_messages, right
+from training.evaluate.reward import calibrate, clustered_mean, differences, first_messages, right
 from training.methods.reward import RewardConfig, fit
 from training.methods.reward_head import Fitted, fit_features, head_of, pooled_features, rows_of, texts_of
 from training.methods.reward_trainer import Element, LossWeights, comparison_element
@@ -45,56 +46,66 @@ RIDGES = (0.1, 0.3, 1.0, 3.0, 10.0)
 
 
 class HumanConfig(Config):
-    """`reward` without its data; `hacked` is on how many prompts of the first fold hacks are tried."""
+    """`reward` without its data; `hacked` is on how many prompts of a held-out fold hacks are tried."""
 
     name: str = "reward-human"
     pairs: PreferenceSource
     folds: int = Field(default=5, ge=2)
+    repeats: int = Field(default=3, ge=1)
     hacked: int = Field(default=200, ge=1)
     reward: RewardConfig
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Score differences `[P]` of the model and of the baselines, the checks, and each fold's ridge."""
+    """Score differences `[R, P]` of the model and of the baselines in each repeat, and the checks."""
 
     pairs: tuple[Preference, ...]
     model: Floats
     baselines: dict[str, Floats]
     checks: tuple[Check, ...]
-    ridges: tuple[float, ...]
 
 
-def folds_of(pairs: Sequence[Preference], folds: int) -> NDArray[np.int64]:
-    """Each pair's fold `[P]`, by a hash of its first user message."""
-    digests = [hashlib.sha256(first.encode()).digest() for first in first_messages(pairs)]
+def folds_of(pairs: Sequence[Preference], folds: int, repeat: int = 0) -> NDArray[np.int64]:
+    """Each pair's fold `[P]`, by a hash of its first user message and the repeat."""
+    digests = [hashlib.sha256(f"{repeat}/{first}".encode()).digest() for first in first_messages(pairs)]
     return np.array([int.from_bytes(digest[:8], "big") % folds for digest in digests])
 
 
 def cross_validate(config: HumanConfig, pairs: Sequence[Preference]) -> Outcome:
     """The model and the baselines on every pair, each by a fold that did not see its prompt."""
-    fold_P = folds_of(pairs, config.folds)
+    fold_RP = np.stack([folds_of(pairs, config.folds, repeat) for repeat in range(config.repeats)])
     score = _heads if config.reward.fit == "head" else _whole
-    model_P, first, ridges = score(config, pairs, fold_P)
-    baselines = {"length": by_length(pairs, fold_P), "bag of words": bag_of_words(pairs, fold_P)}
-    unseen = [p for p, fold in zip(pairs, fold_P, strict=True) if fold == 0][: config.hacked]
-    rates = hack_rates(first, [(p.prompt, p.chosen) for p in unseen])
+    model_RP, last = score(config, pairs, fold_RP)
+    baselines = {
+        "length": np.stack([by_length(pairs, fold_P) for fold_P in fold_RP]),
+        "bag of words": bag_of_words(pairs, fold_RP),
+    }
+    unseen = [p for p, fold in zip(pairs, fold_RP[-1], strict=True) if fold == config.folds - 1]
     seed = config.reward.seed
     checks = reward_checks(
-        accuracy(model_P, pairs, seed),
-        calibrate(model_P, first_messages(pairs)),
-        length_bias(model_P, pairs, seed),
-        rates,
+        mean_accuracy(model_RP, pairs),
+        calibrate(model_RP[0], first_messages(pairs)),
+        length_bias(model_RP[0], pairs, seed),
+        hack_rates(last, [(p.prompt, p.chosen) for p in unseen[: config.hacked]]),
         config.reward.limits,
     )
-    beaten = [_beats(name, model_P, theirs_P, pairs) for name, theirs_P in baselines.items()]
-    return Outcome(tuple(pairs), model_P, baselines, (*checks, *beaten), ridges)
+    beaten = [_beats(name, model_RP, theirs_RP, pairs) for name, theirs_RP in baselines.items()]
+    return Outcome(tuple(pairs), model_RP, baselines, (*checks, *beaten))
+
+
+def mean_accuracy(difference_RP: Floats, pairs: Sequence[Preference]) -> Figure:
+    """Over repeats and pairs, with its interval over prompts."""
+    return clustered_mean(right(difference_RP).mean(axis=0), first_messages(pairs))
 
 
 def _heads(
-    config: HumanConfig, pairs: Sequence[Preference], fold_P: NDArray[np.int64]
-) -> tuple[Floats, RewardModel, tuple[float, ...]]:
-    """Frozen features are the same in every fold: computed once, and only the outputs are fitted anew."""
+    config: HumanConfig, pairs: Sequence[Preference], fold_RP: NDArray[np.int64]
+) -> tuple[Floats, RewardModel]:
+    """Frozen features are the same in every fold: computed once, and only the outputs are fitted anew.
+
+    Returns the differences `[R, P]`, and the model that did not see the last repeat's last fold.
+    """
     settings = config.reward
     if settings.training.threads is not None:
         torch.set_num_threads(settings.training.threads)
@@ -103,18 +114,18 @@ def _heads(
     reader = partial(encode, tokenizer, kind, max_length=longest)
     elements = [comparison_element(p, {p.objective: 0}, reader, settings.margin_scale) for p in pairs]
     features_NF = pooled_features(model, kind, texts_of(elements), pad_id(tokenizer))
-    groups = first_messages(pairs)
-    difference_P, fitted = np.zeros(len(pairs)), []
-    for fold in range(config.folds):
-        train, test = (np.flatnonzero(fold_P != fold).tolist(), np.flatnonzero(fold_P == fold).tolist())
-        fitted.append(_fit(features_NF, elements, groups, train, settings))
-        reward_N = features_NF[rows_of(elements, test)] @ fitted[-1].weight_F
-        difference_P[test] = (reward_N[0::2] - reward_N[1::2]).numpy()
+    groups, difference_RP = first_messages(pairs), np.zeros(fold_RP.shape)
+    for repeat, fold_P in enumerate(fold_RP):
+        for fold in range(config.folds):
+            train, test = (np.flatnonzero(part).tolist() for part in (fold_P != fold, fold_P == fold))
+            fitted = _fit(features_NF, elements, groups, train, settings)
+            reward_N = features_NF[rows_of(elements, test)] @ fitted.weight_F
+            difference_RP[repeat, test] = (reward_N[0::2] - reward_N[1::2]).numpy()
     head = head_of(model)
     with torch.no_grad():
-        head.weight[0] = fitted[0].weight_F.to(head.weight)
+        head.weight[0] = fitted.weight_F.to(head.weight)
     about = unnormalised(kind, settings.objectives, settings.weights, longest)
-    return difference_P, RewardModel(model, tokenizer, about), tuple(f.ridge for f in fitted)
+    return difference_RP, RewardModel(model, tokenizer, about)
 
 
 def _fit(
@@ -135,15 +146,17 @@ def _fit(
 
 
 def _whole(
-    config: HumanConfig, pairs: Sequence[Preference], fold_P: NDArray[np.int64]
-) -> tuple[Floats, RewardModel, tuple[float, ...]]:
-    difference_P, models = np.zeros(len(pairs)), []
-    for fold in range(config.folds):
-        train = [p for p, f in zip(pairs, fold_P, strict=True) if f != fold]
-        test = [p for p, f in zip(pairs, fold_P, strict=True) if f == fold]
-        models.append(fit(config.reward, train)[0])
-        difference_P[fold_P == fold] = differences(models[-1], test)
-    return difference_P, models[0], ()
+    config: HumanConfig, pairs: Sequence[Preference], fold_RP: NDArray[np.int64]
+) -> tuple[Floats, RewardModel]:
+    """The same with the backbone trained in every fold."""
+    difference_RP = np.zeros(fold_RP.shape)
+    for repeat, fold_P in enumerate(fold_RP):
+        for fold in range(config.folds):
+            train = [p for p, f in zip(pairs, fold_P, strict=True) if f != fold]
+            test = [p for p, f in zip(pairs, fold_P, strict=True) if f == fold]
+            model = fit(config.reward, train)[0]
+            difference_RP[repeat, fold_P == fold] = differences(model, test)
+    return difference_RP, model
 
 
 def by_length(pairs: Sequence[Preference], fold_P: NDArray[np.int64]) -> Floats:
@@ -156,10 +169,10 @@ def by_length(pairs: Sequence[Preference], fold_P: NDArray[np.int64]) -> Floats:
     return out_P
 
 
-def bag_of_words(pairs: Sequence[Preference], fold_P: NDArray[np.int64]) -> Floats:
-    """The most accurate, over all pairs, of several ridges: the choice favours the baseline."""
-    tried = [_bag_of_words(pairs, fold_P, strength) for strength in RIDGES]
-    return max(tried, key=lambda difference_P: float(right(difference_P).mean()))
+def bag_of_words(pairs: Sequence[Preference], fold_RP: NDArray[np.int64]) -> Floats:
+    """`[R, P]` at the most accurate, over everything, of several ridges: the choice favours the baseline."""
+    tried = [np.stack([_bag_of_words(pairs, fold_P, strength) for fold_P in fold_RP]) for strength in RIDGES]
+    return max(tried, key=lambda difference_RP: float(right(difference_RP).mean()))
 
 
 def _bag_of_words(pairs: Sequence[Preference], fold_P: NDArray[np.int64], strength: float) -> Floats:
@@ -179,31 +192,33 @@ def _bag_of_words(pairs: Sequence[Preference], fold_P: NDArray[np.int64], streng
     return out_P
 
 
-def lead(model_P: Floats, theirs_P: Floats, pairs: Sequence[Preference]) -> tuple[Figure, float]:
+def lead(model_RP: Floats, theirs_RP: Floats, pairs: Sequence[Preference]) -> tuple[Figure, float]:
     """How much more accurate the model is, with its interval over prompts, and McNemar's exact p."""
-    ahead = clustered_mean(right(model_P) - right(theirs_P), first_messages(pairs))
-    only_model = int(((model_P > 0) & ~(theirs_P > 0)).sum())
-    only_theirs = int((~(model_P > 0) & (theirs_P > 0)).sum())
-    discordant = only_model + only_theirs
-    return ahead, float(binomtest(only_model, discordant).pvalue) if discordant else 1.0
+    ahead_P = (right(model_RP) - right(theirs_RP)).mean(axis=0)
+    ours_P, theirs_P = model_RP[0] > 0, theirs_RP[0] > 0
+    only_ours, only_theirs = int((ours_P & ~theirs_P).sum()), int((~ours_P & theirs_P).sum())
+    discordant = only_ours + only_theirs
+    p = float(binomtest(only_ours, discordant).pvalue) if discordant else 1.0
+    return clustered_mean(ahead_P, first_messages(pairs)), p
 
 
-def _beats(name: str, model_P: Floats, theirs_P: Floats, pairs: Sequence[Preference]) -> Check:
-    ahead, p = lead(model_P, theirs_P, pairs)
+def _beats(name: str, model_RP: Floats, theirs_RP: Floats, pairs: Sequence[Preference]) -> Check:
+    ahead, p = lead(model_RP, theirs_RP, pairs)
     return Check(f"beats {name}", ahead.low > 0, f"ahead by {ahead.percent()}, McNemar p = {p:.2g}")
 
 
 def report(config: HumanConfig, outcome: Outcome) -> str:
     """Markdown: accuracies, leads, checks, reliability."""
-    pairs, seed = outcome.pairs, config.reward.seed
-    rows = [("reward model", accuracy(outcome.model, pairs, seed), "")]
-    for name, theirs_P in outcome.baselines.items():
-        ahead, p = lead(outcome.model, theirs_P, pairs)
-        rows.append((name, accuracy(theirs_P, pairs, seed), f"{ahead.percent()}, p = {p:.2g}"))
-    calibration = calibrate(outcome.model, first_messages(pairs))
+    pairs = outcome.pairs
+    rows = [("reward model", mean_accuracy(outcome.model, pairs), "")]
+    for name, theirs_RP in outcome.baselines.items():
+        ahead, p = lead(outcome.model, theirs_RP, pairs)
+        rows.append((name, mean_accuracy(theirs_RP, pairs), f"{ahead.percent()}, p = {p:.2g}"))
+    calibration = calibrate(outcome.model[0], first_messages(pairs))
     lines = [
         f"{len(pairs)} pairs of `{config.pairs.path}` ({config.pairs.origin}, {config.pairs.licence}), "
-        f"{config.folds}-fold by prompt. 95 % intervals over prompts.",
+        f"{config.folds}-fold by prompt, {config.repeats} ways of cutting the folds. 95 % intervals over "
+        "prompts; p is McNemar's of the first cut.",
         "",
         "| | accuracy | the reward model's lead (paired) |",
         "|---|---|---|",
@@ -213,14 +228,12 @@ def report(config: HumanConfig, outcome: Outcome) -> str:
         "|---|---|---|",
         *(f"| {c.name} | {'pass' if c.passed else '**fail**'} | {c.detail} |" for c in outcome.checks),
         "",
-        "Reliability at the fitted temperature:",
+        "Reliability at the fitted temperature, first cut:",
         "",
         "| confidence | right | pairs |",
         "|---|---|---|",
         *(f"| {b.confidence:.2f} | {b.accuracy:.2f} | {b.n} |" for b in calibration.curve),
     ]
-    if outcome.ridges:
-        lines += ["", f"Ridges chosen within the folds: {', '.join(f'{r:g}' for r in outcome.ridges)}."]
     return "\n".join(lines) + "\n"
 
 
