@@ -146,7 +146,7 @@ def measure(place: Path, count: int = 300, seed: int = 0) -> dict[str, Figure]:
 
 
 def improve(
-    start: Path, place: Path, steps: int = 30, rollouts: int = 64, seed: int = 0
+    start: Path, place: Path, steps: int = 20, rollouts: int = 64, seed: int = 0
 ) -> list[dict[str, float]]:
     """PPO from `start` with the tests as its reward, written to `place`; returns a record a step."""
     known = list({task.prompt: task for task in tasks(2000, seed)}.values())
