@@ -16,9 +16,11 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from guardrails import reward
 from guardrails.guard import Guard, Stage
 from guardrails.verdict import Action
-from policies.errors import Problem
+from policies.constitution import load_constitution
+from policies.errors import PolicyError, Problem
 from policies.spec import GuardBase, PolicySpec
 
 if TYPE_CHECKING:
@@ -126,6 +128,14 @@ def problems(policy: PolicySpec, env: GuardEnvironment) -> Iterator[Problem]:
         for index, spec in enumerate(specs):
             for problem in guard_problems(spec, env):
                 yield Problem((stage, index, *problem.loc), problem.message)
+    if policy.rerank is not None:
+        for problem in reward.problems(policy.rerank, env.registry):
+            yield Problem(("rerank", *problem.loc), problem.message)
+    if policy.revise is not None:
+        try:
+            load_constitution(policy.revise.constitution)
+        except PolicyError as error:
+            yield Problem(("revise", "constitution"), str(error))
 
 
 def guard_problems(spec: GuardBase, env: GuardEnvironment) -> Iterable[Problem]:

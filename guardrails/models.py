@@ -5,16 +5,14 @@ One checkpoint has one servable, named by its digest, whichever guards use it.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from guardrails import classifier as backends
 from guardrails.build import GuardEnvironment
 from guardrails.in_context import InContext
-from guardrails.servable import ServableSpec
+from guardrails.servable import ServableSpec, folder_servable, is_path
 from policies.errors import Problem
 from policies.manifest import CheckpointError
 from policies.registry import Registry, RegistryError
@@ -41,7 +39,7 @@ def classifier(model: str | DetoxifyRef, env: GuardEnvironment) -> ServableSpec:
         settings = {"name": name} if name else config
         return ServableSpec(f"detoxify:{label}", "guardrails.models:serve_detoxify", settings, cache=True)
     if is_path(model):
-        return _folder("classifier", model, "guardrails.models:serve_transformers")
+        return folder_servable("classifier", model, "guardrails.models:serve_transformers")
     return _checkpoint(model, env)
 
 
@@ -54,12 +52,7 @@ def entities(ner: str, env: GuardEnvironment) -> ServableSpec | None:
     if not is_path(ner):
         return ServableSpec(f"spacy:{ner}", "guardrails.ner:serve_spacy", {"package": ner}, cache=True)
     kind = "spacy" if (Path(ner) / "meta.json").is_file() else "transformers"
-    return _folder("ner", ner, f"guardrails.ner:serve_{kind}")
-
-
-def is_path(model: str) -> bool:
-    """Whether a model setting is a folder's path rather than a name."""
-    return os.sep in model or model.startswith(".")
+    return folder_servable("ner", ner, f"guardrails.ner:serve_{kind}")
 
 
 def problems(model: str | DetoxifyRef, env: GuardEnvironment, key: str) -> Iterator[Problem]:
@@ -117,12 +110,3 @@ def _checkpoint(name: str, env: GuardEnvironment) -> ServableSpec:
         {"root": str(env.registry.root), "ref": checkpoint.ref},
         cache=True,
     )
-
-
-def _folder(kind: str, path: str, factory: str) -> ServableSpec:
-    """Named by what is in the folder now, so that a changed folder is another servable."""
-    folder = Path(path).resolve(strict=True)
-    state = sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in folder.iterdir() if f.is_file())
-    digest = hashlib.sha256(repr((str(folder), state)).encode()).hexdigest()[:16]
-    key = "package" if factory.endswith("spacy") else "folder"
-    return ServableSpec(f"{kind}:{folder.name}@{digest}", factory, {key: str(folder)}, cache=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 
@@ -36,3 +39,18 @@ class ServableError(Exception):
         super().__init__(f"guard model {name!r} can't be loaded: {detail}")
         self.name = name
         self.detail = detail
+
+
+def is_path(model: str) -> bool:
+    """Whether a model setting is a folder's path rather than a name."""
+    return os.sep in model or model.startswith(".")
+
+
+def folder_servable(kind: str, path: str, factory: str) -> ServableSpec:
+    """Named by what is in the folder now, so that a changed folder is another servable."""
+    folder = Path(path).resolve(strict=True)
+    files = (file for file in folder.rglob("*") if file.is_file())
+    state = sorted((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    digest = hashlib.sha256(repr((str(folder), state)).encode()).hexdigest()[:16]
+    key = "package" if factory.endswith("spacy") else "folder"
+    return ServableSpec(f"{kind}:{folder.name}@{digest}", factory, {key: str(folder)}, cache=True)

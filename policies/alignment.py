@@ -9,22 +9,40 @@ from pydantic import Field, model_validator
 from policies.base import Frozen, Name, Upstream
 
 Weight = Annotated[float, Field(ge=-100, le=100)]
-RerankMethod = Literal["best_of_n", "soft_best_of_n", "adaptive", "speculative_rejection", "blockwise"]
+RerankMethod = Literal["best_of_n", "soft_best_of_n", "adaptive"]
 
 
 class RewardServer(Frozen):
-    """A vLLM that serves a reward model (`--runner pooling --convert classify`), asked over `/classify`."""
+    """A vLLM that serves a reward model (`--runner pooling --convert classify`), asked over `/classify`.
+
+    `objectives` names the model's outputs in their order. Before it is weighted each is standardised,
+    (r - mean) / deviation, with what the model's `reward.json` tells of its samples (left out: 0 and 1).
+    """
 
     upstream: Upstream
+    objectives: Annotated[tuple[str, ...], Field(min_length=1)] = ("reward",)
+    mean: dict[str, float] = Field(default_factory=dict)
+    deviation: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _names_known(self) -> Self:
+        for key, given in (("mean", self.mean), ("deviation", self.deviation)):
+            if unknown := sorted(set(given) - set(self.objectives)):
+                raise ValueError(f"'{key}' names {unknown[0]!r}, which is not among the 'objectives'")
+        return self
 
 
 class RerankSpec(Frozen):
     """Several candidates are generated, a reward model scores them, the best one is the reply.
 
-    `model` is a reward checkpoint's name or a server; several are an ensemble, whose score is the mean less
-    `uncertainty` standard deviations. `reward` weights the model's objectives (all alike where left out).
-    `length_penalty` is taken off for each 100 tokens. `n` is how many candidates there are at most for one
-    choice; with `blockwise`, how many continuations a block of `block_tokens` has.
+    `model` is a reward checkpoint's name, a folder's path or a server; several are an ensemble, whose score
+    is the mean less `uncertainty` standard deviations. `reward` weights the model's objectives (left out:
+    the checkpoint's own weights, a server's outputs all alike). `length_penalty` is taken off for each 100
+    tokens. `n` is how many candidates there are at most for one choice. `temperature` replaces the caller's,
+    unless that is 0, which asks for the one most likely reply and so leaves nothing to choose. `softness` is
+    that of 'soft_best_of_n'; `first` is how many candidates 'adaptive' begins with, until one's score reaches
+    `accept`; `below` says what follows where none does. `deadline_ms` bounds each scoring;
+    when it fails, `on_error` gives the first candidate or an error.
     """
 
     method: RerankMethod = "best_of_n"
@@ -38,7 +56,6 @@ class RerankSpec(Frozen):
     first: Annotated[int, Field(ge=1, le=64)] = 2
     accept: float | None = None
     below: Literal["best", "refuse"] = "best"
-    block_tokens: Annotated[int, Field(ge=4, le=512)] = 32
     deadline_ms: Annotated[int, Field(gt=0, le=60_000)] = 5_000
     on_error: Literal["first", "fail"] = "first"
 
@@ -52,6 +69,8 @@ class RerankSpec(Frozen):
             raise ValueError("'first' is how many of the 'n' candidates come first; it can't be more")
         if isinstance(self.model, tuple) and not self.model:
             raise ValueError("'model' is empty; name a reward model, or several for an ensemble")
+        if self.reward and not any(self.reward.values()):
+            raise ValueError("'reward' gives every objective the weight 0; one must have another")
         return self
 
     @property
@@ -76,15 +95,21 @@ class ReviseSpec(Frozen):
 
     `when: flagged` criticises only replies in which a guard found something (with any action, `allow`
     included); `sampled` a random `share`. `unresolved` says what becomes of a reply that still violates a
-    principle after the last round.
+    principle after the last round, `on_error` what becomes of one that nobody could criticise.
     """
 
     constitution: str
     judge: Literal["self"] | JudgePolicy | JudgeServer = "self"
     when: Literal["always", "flagged", "sampled"] = "flagged"
-    share: Annotated[float, Field(gt=0, le=1)] = 0.1
+    share: Annotated[float, Field(gt=0, le=1)] | None = None
     rounds: Annotated[int, Field(ge=1, le=8)] = 2
     unresolved: Literal["refuse", "block", "best"] = "refuse"
     on_error: Literal["keep", "block"] = "block"
     deadline_ms: Annotated[int, Field(gt=0, le=600_000)] = 60_000
     store: bool = False
+
+    @model_validator(mode="after")
+    def _share_fits(self) -> Self:
+        if (self.share is None) == (self.when == "sampled"):
+            raise ValueError("'when: sampled' and 'share' go together: give both, or neither")
+        return self

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
+from policies.alignment import JudgeServer, RewardServer
 from policies.document import Mark, read_document
 from policies.errors import Fault, PolicyError, Problem, UnknownPolicy
 from policies.explain import explain, place
@@ -127,7 +128,14 @@ def _missing_keys(spec: PolicySpec) -> Iterable[Problem]:
     several = [
         (("model", "upstreams", index), upstream) for index, upstream in enumerate(spec.model.upstreams)
     ]
-    for loc, upstream in [*single, *several]:
+    servers = [
+        (("rerank", "model"), model.upstream)
+        for model in (spec.rerank.models if spec.rerank else ())
+        if isinstance(model, RewardServer)
+    ]
+    judge = spec.revise.judge if spec.revise else None
+    judges = [(("revise", "judge"), judge.upstream)] if isinstance(judge, JudgeServer) else []
+    for loc, upstream in [*single, *several, *servers, *judges]:
         variable = upstream.api_key_env
         if variable is not None and not os.environ.get(variable):
             message = f"environment variable {variable!r} is not set; it must hold the upstream's key"

@@ -60,7 +60,9 @@ class Gateway:
         self.environment = GuardEnvironment(self.registry, hash_key(settings), describe=self.runtime.describe)
         self.cache = VerdictCache(settings.guards.cache_entries)
         self.engines = Engines(settings, self.registry, EngineMetrics(self.metrics))
-        self.catalog = Catalog(self.environment, self.runtime, self.engines, self.cache, self.metrics)
+        self.catalog = Catalog(
+            self.environment, self.runtime, self.engines, self.cache, self.metrics, settings.state_dir
+        )
         self.library = PolicyLibrary(
             settings.policies,
             self.registry,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from guardrails.build import GuardEnvironment, GuardSet, build_guards
 from guardrails.chain import InputChain
@@ -18,7 +19,8 @@ from guardrails.verdict_cache import VerdictCache
 from policies.constraints import to_wire
 from policies.load import LoadedPolicy
 from policies.spec import PolicySpec
-from service.alignment.strategy import Means, Strategy, strategy_for
+from service.alignment.build import strategy_for
+from service.alignment.strategy import Means, Strategy
 from service.engine.engine import Engine
 from service.engines import Engines
 from service.http import Header
@@ -76,13 +78,14 @@ class Catalog:
         engines: Engines,
         cache: VerdictCache | None,
         metrics: Metrics,
+        state_dir: Path,
     ) -> None:
         self._environment = environment
         self._runtime = runtime
         self._engines = engines
         self._cache = cache
         self._metrics = metrics
-        self._means = Means(engines, runtime, environment.registry, metrics, self.get)
+        self._means = Means(engines, runtime, environment.registry, metrics, self.get, state_dir)
         self._served: Mapping[str, Served] = {}
         self._changing = asyncio.Lock()
 

@@ -56,6 +56,10 @@ class Engines:
         checkpoint = self._registry.resolve(spec.model.checkpoint or "")
         return self._managed(checkpoint), checkpoint.name, checkpoint.ref
 
+    def server(self, upstream: Upstream) -> Engine:
+        """The engine of a server that is no policy's model: a judge's, or a reward model's."""
+        return self._upstreams((upstream,))
+
     def _upstreams(self, targets: tuple[Upstream, ...]) -> Engine:
         if targets not in self._engines:
             configs = [UpstreamConfig(t.base_url, t.base_url, api_key_env=t.api_key_env) for t in targets]

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
 from policies.constraints import XARG
-from service.catalog import Served
 from service.http import Call, Header
 from service.openai.errors import BadRequest
 from service.openai.types import ChatRequest, CompletionRequest
 from service.telemetry.metrics import Metrics, child
+
+if TYPE_CHECKING:  # the catalog makes strategies, which know this module
+    from service.catalog import Served
 
 Kind = Literal["chat", "text_completion"]
 PATHS: dict[Kind, str] = {"chat": "/v1/chat/completions", "text_completion": "/v1/completions"}

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from guardrails.chain import ChainResult, GuardReport
 from guardrails.guard import Stage
 from guardrails.verdict import Action, Failure, Finding, Verdict
-from service.catalog import Served
 from service.conversation import Place
 from service.telemetry.metrics import Metrics, child
+
+if TYPE_CHECKING:  # the catalog makes strategies, which know this module
+    from service.catalog import Served
 
 Status = Literal["passed", "modified", "blocked"]
 

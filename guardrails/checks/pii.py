@@ -28,7 +28,7 @@ from guardrails.pii_entities import DEFAULT, KNOWN, NAMED, QUICK, RECOGNIZED
 from guardrails.pii_wire import Candidate, CandidatePattern, Cluster, Found
 from guardrails.remedy import Remedy
 from guardrails.scan import Match, PatternSet, StreamPattern
-from guardrails.servable import ServableSpec
+from guardrails.servable import ServableSpec, is_path
 from guardrails.verdict import Action, Finding
 from guardrails.windows import Window, Windows, word_start
 from policies.errors import Problem
@@ -308,5 +308,5 @@ def problems(spec: PiiSpec, env: GuardEnvironment) -> Iterator[Problem]:
             yield Problem(("entities", index), f"{entity} needs a model for names: set 'ner'")
     if spec.ner == "embedded":
         yield from models.problems(models.EMBEDDED, env, "ner")
-    elif models.is_path(spec.ner):
+    elif is_path(spec.ner):
         yield from models.problems(spec.ner, env, "ner")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
@@ -15,7 +16,6 @@ import orjson
 from guardrails.guard import JobRunner
 from guardrails.servable import ServableSpec
 from policies.registry import Registry
-from policies.spec import PolicySpec
 from service.engine.engine import Engine
 from service.engine.errors import ProtocolError
 from service.telemetry.metrics import Metrics
@@ -66,13 +66,17 @@ class Strategy(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Means:
-    """What strategies are made with. `served` finds another policy, at the time of a request."""
+    """What strategies are made with.
+
+    `served` finds another policy, at the time of a request; `state_dir` is for what they keep.
+    """
 
     engines: Engines
     runner: JobRunner
     registry: Registry
     metrics: Metrics
     served: Callable[[str], Served]
+    state_dir: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,19 +107,3 @@ def parse(body: bytes, upstream: str) -> Payload:
     if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
         raise ProtocolError("sent a reply that is no completion", upstream=upstream)
     return payload  # type: ignore[no-any-return]  # seen above
-
-
-class StrategyError(Exception):
-    """A policy asks for a reply that can't be made this way; the message says why."""
-
-
-def strategy_for(spec: PolicySpec, means: Means) -> Strategy | None:
-    """How the policy's replies come about; None where its engine's own reply is the reply.
-
-    Loads nothing. Raises `StrategyError`.
-    """
-    if spec.rerank is not None:
-        raise StrategyError(f"policy {spec.name!r}: 'rerank' can't be served yet")
-    if spec.revise is not None:
-        raise StrategyError(f"policy {spec.name!r}: 'revise' can't be served yet")
-    return None

@@ -14,6 +14,18 @@ T = TypeVar("T")
 COMMENT = b": keep-alive\n\n"
 
 
+async def together(*work: Coroutine[Any, Any, T]) -> list[T]:
+    """The results in order. The first error ends the others, and is raised."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        running = [task for task in tasks if not task.done()]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
 async def waiting(work: Coroutine[Any, Any, T], tell: Callable[[bytes], Awaitable[None]], every: float) -> T:
     """The result of `work`; until it is there, `tell(COMMENT)` every so many seconds.
 

@@ -25,6 +25,7 @@ SECONDS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20
 FIRST_TOKEN = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 TOKENS = (1, 4, 16, 64, 256, 1_024, 4_096, 16_384, 65_536, 262_144)
 FINE = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
+REWARDS = (-4.0, -3.0, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 CHARACTERS = (0, 8, 16, 32, 64, 128, 256, 512, 1_024, 4_096)
 
 
@@ -39,6 +40,8 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._add_requests(self.registry)
         self._add_guards(self.registry)
+        self._add_alignment(self.registry)
+        self._add_revise(self.registry)
         self._add_state(self.registry)
 
     def exposition(self, others: Iterable[bytes] = ()) -> bytes:
@@ -117,6 +120,92 @@ class Metrics:
         )
         self.rejected = Counter(
             "keel_requests_rejected", "Calls turned away at the door.", ("reason",), registry=registry
+        )
+
+    def _add_alignment(self, registry: CollectorRegistry) -> None:
+        self.rerank_candidates = Counter(
+            "keel_rerank_candidates",
+            "Replies generated to choose from: chosen, passed over, or blocked by a guard.",
+            ("model", "outcome"),
+            registry=registry,
+        )
+        self.rerank_tokens = Counter(
+            "keel_rerank_tokens",
+            "Completion tokens generated to choose from, and of those the ones that callers got.",
+            ("model", "kind"),
+            registry=registry,
+        )
+        self.rerank_duration = Histogram(
+            "keel_rerank_duration_seconds",
+            "Time that a reply took to generate its candidates, to examine and to score them.",
+            ("model", "phase"),
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.rerank_errors = Counter(
+            "keel_rerank_errors",
+            "Candidates that could not be scored, by reason.",
+            ("model", "reason"),
+            registry=registry,
+        )
+        self.rerank_refused = Counter(
+            "keel_rerank_refused",
+            "Choices answered with a refusal, for no candidate was good enough.",
+            ("model",),
+            registry=registry,
+        )
+        self.reward_score = Histogram(
+            "keel_reward_score",
+            "Rewards of the replies that callers got, and of all candidates.",
+            ("model", "which"),
+            buckets=REWARDS,
+            registry=registry,
+        )
+
+    def _add_revise(self, registry: CollectorRegistry) -> None:
+        self.revise_replies = Counter(
+            "keel_revise_replies",
+            "Choices by what critique and revision made of them.",
+            ("model", "outcome"),
+            registry=registry,
+        )
+        self.revise_rounds = Histogram(
+            "keel_revise_rounds",
+            "Revisions of one choice that was criticised.",
+            ("model",),
+            buckets=(0, 1, 2, 3, 4, 6, 8),
+            registry=registry,
+        )
+        self.revise_violations = Counter(
+            "keel_revise_violations",
+            "Principles that replies violated before any revision.",
+            ("model", "principle"),
+            registry=registry,
+        )
+        self.revise_errors = Counter(
+            "keel_revise_errors",
+            "Choices that could not be criticised or revised to the end, by reason.",
+            ("model", "reason"),
+            registry=registry,
+        )
+        self.revise_duration = Histogram(
+            "keel_revise_duration_seconds",
+            "Time that critique and revision added to a reply.",
+            ("model",),
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.revise_tokens = Counter(
+            "keel_revise_tokens",
+            "Tokens that critique and revision cost, prompts included.",
+            ("model", "role"),
+            registry=registry,
+        )
+        self.revise_pairs = Counter(
+            "keel_revise_pairs",
+            "Revised pairs by what became of them as preference data.",
+            ("model", "outcome"),
+            registry=registry,
         )
 
     def _add_state(self, registry: CollectorRegistry) -> None:

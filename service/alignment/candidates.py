@@ -1,0 +1,141 @@
+"""Several replies to one request: asked for in one request where the engine gives them, counted, examined."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from guardrails.guard import JobRunner
+from service.alignment.inspect import inspect_choices
+from service.alignment.rewards import reply_text
+from service.alignment.strategy import Payload, ask
+from service.alignment.waiting import together
+from service.engine.errors import ProtocolError
+from service.generation import Generation
+from service.request import Examined
+
+OWN_IDS = "return_token_ids"
+"""vLLM's extension that tells each choice's tokens: asked of our own vLLM, to know what each costs."""
+
+
+@dataclass(slots=True, eq=False)
+class Candidate:
+    """One reply that could be given. `tokens` is exact where the engine tells, else its share by length."""
+
+    choice: dict[str, Any]
+    tokens: int
+    blocked: bool = False
+    score: float | None = None
+
+    @property
+    def text(self) -> str:
+        return reply_text(self.choice)
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one call of `sample` gave. `head` is the completion object without its choices."""
+
+    head: Payload
+    candidates: list[Candidate]
+    generated: int
+    prompt: int
+
+
+def count_of(value: Any) -> int:
+    """A token count as engines tell it; 0 for what is none."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+
+async def sample(generation: Generation, body: Payload, count: int, done: int = 0) -> Batch:
+    """`count` replies to `body`, of which `done` were already asked for. Raises `UpstreamError`.
+
+    An engine that gives fewer than `n` is asked for the others one by one. Seeds go on where those before
+    ended, as vLLM counts the seeds of one request's choices.
+    """
+    wants_ids = generation.served.target.engine.child is not None
+    asked = {**body, "n": count, **({OWN_IDS: True} if wants_ids else {})}
+    payloads = [await ask(generation, _seeded(asked, done))]
+    given = len(payloads[0]["choices"])
+    if given < count:
+        single = {**asked, "n": 1}
+        payloads += await together(
+            *(ask(generation, _seeded(single, done + number)) for number in range(given, count))
+        )
+    candidates = [candidate for payload in payloads for candidate in _candidates(payload)][:count]
+    if len(candidates) < count:
+        raise ProtocolError("sent a completion without choices", upstream=generation.served.target.model)
+    if not body.get(OWN_IDS):
+        for candidate in candidates:
+            candidate.choice.pop("token_ids", None)
+            candidate.choice.pop("prompt_token_ids", None)
+    usages = [_usage(payload) for payload in payloads]
+    head = {name: value for name, value in payloads[0].items() if name != "choices"}
+    if not body.get(OWN_IDS):
+        head.pop("prompt_token_ids", None)
+    return Batch(
+        head,
+        candidates,
+        generated=sum(count_of(usage.get("completion_tokens")) for usage in usages),
+        prompt=count_of(usages[0].get("prompt_tokens")),
+    )
+
+
+def _seeded(body: Payload, done: int) -> Payload:
+    seed = body.get("seed")
+    return {**body, "seed": seed + done} if done and isinstance(seed, int) else body
+
+
+def _usage(payload: Payload) -> dict[str, Any]:
+    usage = payload.get("usage")
+    return usage if isinstance(usage, dict) else {}
+
+
+def _candidates(payload: Payload) -> list[Candidate]:
+    choices = sorted(payload["choices"], key=lambda choice: count_of(choice.get("index")))
+    total = count_of(_usage(payload).get("completion_tokens"))
+    lengths = [len(reply_text(choice)) for choice in choices]
+    whole = sum(lengths) or 1
+    return [
+        Candidate(choice, _told(choice) or round(total * length / whole) or min(total, 1))
+        for choice, length in zip(choices, lengths, strict=True)
+    ]
+
+
+def _told(choice: dict[str, Any]) -> int:
+    """How many tokens a choice has, where it says so; 0 where it doesn't."""
+    if isinstance(choice.get("token_ids"), list):
+        return len(choice["token_ids"])
+    logprobs = choice.get("logprobs") or {}
+    entries = logprobs.get("content") or logprobs.get("tokens") or ()
+    return len(entries)
+
+
+async def examine(
+    candidates: Sequence[Candidate], generation: Generation, examined: Examined, runner: JobRunner
+) -> None:
+    """Mark those that the policy's output guards would withhold, in whole or from some place on."""
+    if not generation.served.guards.output or not candidates:
+        return
+    choices = [{**one.choice, "index": index} for index, one in enumerate(candidates)]
+    seen = await inspect_choices({"choices": choices}, generation, examined, runner)
+    for index, one in enumerate(candidates):
+        one.blocked = seen[index].withheld
+
+
+@dataclass(slots=True)
+class Group:
+    """The candidates for one choice of the caller's."""
+
+    candidates: list[Candidate] = field(default_factory=list)
+
+    @property
+    def fit(self) -> list[Candidate]:
+        """Those that no guard withholds."""
+        return [one for one in self.candidates if not one.blocked]
+
+    @property
+    def best(self) -> float | None:
+        """The highest score among them."""
+        return max((one.score for one in self.fit if one.score is not None), default=None)
