@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,12 +45,11 @@ from training.models import check_fits, load_policy, reference_of, save_policy, 
 from training.optimization import build_optimizers, set_learning_rate
 from training.reward_model import RewardFunction
 from training.rl.actor_critic import ActorCritic, gathered
-from training.rl.experience import Experience, Sampler, step_seed
+from training.rl.experience import Experience, step_seed
 from training.rl.kl import kl_estimate
-from training.rl.loop import Training, in_process, minibatches
+from training.rl.loop import Training, minibatches, sampler_for
 from training.rl.replies import length_buckets, reply_batch
 from training.rl.rewards import load_reward
-from training.rl.vllm import vllm_sampler
 from training.run_directory import RunDirectory
 
 # An epoch ends once the policy is this many times `target_kl` away.
@@ -97,7 +95,7 @@ def train_ppo(
     actor = ActorCritic(model, config.value)
     mix = None if config.pretraining is None else _Pretraining(pretraining, tokenizer, config)
     learner = PpoLearner(actor, config, mix)
-    with _sampler(actor, tokenizer, config, run) as sampler:
+    with sampler_for(actor, tokenizer, config, run) as sampler:
         history = Training(
             learner=learner,
             reference=reference,
@@ -112,15 +110,6 @@ def train_ppo(
             progress=progress,
         ).train()
     return PpoResult(model, actor, history)
-
-
-def _sampler(
-    actor: ActorCritic, tokenizer: PreTrainedTokenizerFast, config: PpoConfig, run: RunDirectory | None
-) -> Any:
-    """A context manager that yields the Sampler that the config asks for."""
-    if config.vllm is None:
-        return nullcontext(in_process(actor, tokenizer, config))
-    return vllm_sampler(config.vllm, actor.policy, tokenizer, config.sample, run)
 
 
 class PpoLearner:
@@ -354,6 +343,3 @@ def main(argv: Sequence[str]) -> int:
         argv,
         check=lambda config, root: "\n".join(_data(config, root).report),
     )
-
-
-__all__ = ["PpoConfig", "PpoResult", "Sampler", "main", "run_ppo", "train_ppo"]

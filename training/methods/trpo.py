@@ -21,10 +21,8 @@ are not part of the constrained problem; moving references.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import Field, model_validator
@@ -43,7 +41,7 @@ from training.rl.actor_critic import ActorCritic, gathered
 from training.rl.causal import evaluating
 from training.rl.config import OnPolicyConfig
 from training.rl.experience import Experience, step_seed
-from training.rl.loop import Training, in_process, minibatches
+from training.rl.loop import Training, minibatches, sampler_for
 from training.rl.replies import length_buckets, reply_batch, reply_hidden
 from training.rl.rewards import load_reward
 from training.rl.trust_region import (
@@ -54,7 +52,6 @@ from training.rl.trust_region import (
     kl_hessian_product,
     trust_region_step,
 )
-from training.rl.vllm import vllm_sampler
 from training.run_directory import RunDirectory
 
 
@@ -104,12 +101,7 @@ def train_trpo(
         run.bind(config.model_dump(mode="json"))
     reference = reference_of(model)
     actor = ActorCritic(model, config.value)
-    sampling: Any = (
-        nullcontext(in_process(actor, tokenizer, config))
-        if config.vllm is None
-        else vllm_sampler(config.vllm, model, tokenizer, config.sample, run)
-    )
-    with sampling as sampler:
+    with sampler_for(actor, tokenizer, config, run) as sampler:
         history = Training(
             learner=TrpoLearner(actor, config),
             reference=reference,

@@ -10,6 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,6 +28,7 @@ from training.rl.actor_critic import ActorCritic
 from training.rl.config import OnPolicyConfig
 from training.rl.experience import Experience, Sampler, collect, prompts_of_step, step_seed
 from training.rl.rollout import Rollouts, generate
+from training.rl.vllm import vllm_sampler
 from training.run_directory import RunDirectory, restore
 
 
@@ -127,6 +129,18 @@ class Training:
         destinations = self.config.report_to if self.run is not None else ()
         path = self.run.path if self.run is not None else None
         return Reports(path, destinations, self.config.name)  # type: ignore[arg-type]  # unused without any
+
+
+@contextmanager
+def sampler_for(
+    actor: ActorCritic, tokenizer: PreTrainedTokenizerFast, config: OnPolicyConfig, run: RunDirectory | None
+) -> Iterator[Sampler]:
+    """The sampler that the config asks for; a vLLM that is started for it ends with the block."""
+    if config.vllm is None:
+        yield in_process(actor, tokenizer, config)
+        return
+    with vllm_sampler(config.vllm, actor.policy, tokenizer, config.sample, run) as sampler:
+        yield sampler
 
 
 def in_process(actor: ActorCritic, tokenizer: PreTrainedTokenizerFast, config: OnPolicyConfig) -> Sampler:
