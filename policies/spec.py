@@ -204,7 +204,13 @@ class PolicySpec(Frozen):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        problems = [*self._misplaced(), *self._used_twice(), *self._masked_output(), *self._unstreamable()]
+        problems = [
+            *self._misplaced(),
+            *self._used_twice(),
+            *self._masked_output(),
+            *self._unstreamable(),
+            *self._never_flagged(),
+        ]
         if problems:
             summary = "; ".join(message for _, message in problems)
             raise PydanticCustomError("policy", "{summary}", {"summary": summary, "problems": problems})
@@ -252,6 +258,14 @@ class PolicySpec(Frozen):
                     f"guard {guard.title!r} has scope 'document', which needs the whole reply: set "
                     "'streaming: buffer' (or 'refuse'), or give the guard 'scope: segment'",
                 )
+
+    def _never_flagged(self) -> Iterator[Problem]:
+        if self.revise is not None and self.revise.when == "flagged" and not self.output:
+            yield Problem(
+                ("revise", "when"),
+                "'flagged' revises what a guard under 'output' has found something in, and there is none: "
+                "add one, or set 'when: always'",
+            )
 
     def _output_guards(self) -> Iterator[tuple[Loc, GuardBase]]:
         """The output's guards and those over tool-call arguments, with their places."""

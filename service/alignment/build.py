@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from policies.spec import PolicySpec
 from service.alignment.rerank import Rerank
+from service.alignment.revise import Revise, Rewards
 from service.alignment.rewards import make_reward
-from service.alignment.strategy import Means, Strategy
+from service.alignment.strategy import Means, Single, Strategy
 
 
 class StrategyError(Exception):
@@ -16,11 +17,14 @@ def strategy_for(spec: PolicySpec, means: Means) -> Strategy | None:
     """How the policy's replies come about; None where its engine's own reply is the reply.
 
     Reranking comes first: what is criticised and revised is the chosen reply. Loads nothing. Raises
-    `StrategyError`, and `RegistryError` for a reward model that isn't there.
+    `StrategyError`, `RegistryError` for a reward model that isn't there, and `PolicyError` for a constitution
+    that can't be read.
     """
     strategy: Strategy | None = None
+    rewards: Rewards | None = None
     if spec.rerank is not None:
-        strategy = Rerank(spec.rerank, make_reward(spec.rerank, means), means)
+        rerank = Rerank(spec.rerank, make_reward(spec.rerank, means), means)
+        strategy, rewards = rerank, rerank.rewards
     if spec.revise is not None:
-        raise StrategyError(f"policy {spec.name!r}: 'revise' can't be served yet")
+        strategy = Revise(spec.revise, strategy or Single(), means, rewards)
     return strategy
