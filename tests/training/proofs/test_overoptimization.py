@@ -109,9 +109,10 @@ def best_of_n(score_N: Tensor, value_N: Tensor) -> list[float]:
 @cache
 def members_scores(seed: int) -> tuple[Tensor, Tensor]:
     """(scores `[M, N]`, gold `[N]`) of the seed's own pool of replies; scores are normalised per member."""
+    networks, _ = trained()
     pool_N3 = sample((POOL,), 10_000 + seed)
     with torch.no_grad():
-        rewards_MN = trained()[0].of_seed(seed, pool_N3)
+        rewards_MN = networks.of_seed(seed, pool_N3)
     centred_MN = rewards_MN - rewards_MN.mean(dim=1, keepdim=True)
     return centred_MN / rewards_MN.std(dim=1, keepdim=True), gold(pool_N3)
 
