@@ -133,9 +133,10 @@ class EvaluationFile(Config):
 def difference(ours: Metric, theirs: Metric, paired: bool, seed: int = 0) -> Metric:
     """`ours` less `theirs`, with its interval.
 
-    Paired where both have as many rows for the same questions: a bootstrap over rows, of both at once.
-    Otherwise from the two intervals, by Zou and Donner 2008 (doi:10.1002/sim.3095): each end's distance to
-    its own figure, squared and added.
+    Paired where both have as many rows for the same questions: a bootstrap over rows, of both at once; for
+    rows of 0 and 1 by Agresti and Min 2005 (Statistics in Medicine 24:729), as resampling rows without a
+    single violation would take it for certain that there never is one. Otherwise from the two intervals, by
+    Zou and Donner 2008 (doi:10.1002/sim.3095): each end's distance to its own figure, squared and added.
     """
     value = ours.value - theirs.value
     if paired and ours.rows and len(ours.rows) == len(theirs.rows):
@@ -161,10 +162,23 @@ def weighted_bootstrap(rows: Floats, weights: Floats, seed: int, resamples: int 
 
 def _paired_interval(ours: Metric, theirs: Metric, seed: int) -> tuple[float, float]:
     rows = np.stack([np.asarray(ours.rows), np.asarray(theirs.rows)], axis=1)
+    if not ours.weights and not theirs.weights and np.isin(rows, (0, 1)).all():
+        return _matched_shares(rows)
     columns = [np.asarray(m.weights) if m.weights else np.ones(len(m.rows)) for m in (ours, theirs)]
     means = weighted_bootstrap(rows, np.stack(columns, axis=1), seed)
     low, high = np.quantile(means[:, 0] - means[:, 1], (0.025, 0.975))
     return float(low), float(high)
+
+
+def _matched_shares(rows_N2: Floats) -> tuple[float, float]:
+    """The 95 % interval for the difference of two shares on the same rows: half a row is added to each of the
+    four ways in which a pair can turn out."""
+    n = len(rows_N2) + 2
+    only_ours = float((rows_N2[:, 0] > rows_N2[:, 1]).sum()) + 0.5
+    only_theirs = float((rows_N2[:, 0] < rows_N2[:, 1]).sum()) + 0.5
+    middle = (only_ours - only_theirs) / n
+    half = 1.959964 * math.sqrt(only_ours + only_theirs - n * middle**2) / n
+    return max(-1.0, middle - half), min(1.0, middle + half)
 
 
 def questions_digest(prompts: Iterable[Prompt]) -> str:

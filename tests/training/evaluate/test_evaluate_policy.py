@@ -99,6 +99,16 @@ def test_comparing_on_the_same_prompts_is_paired_and_so_sharper() -> None:
     assert paired.high - paired.low < 0.1 * (apart.high - apart.low)
 
 
+def test_no_violation_on_either_side_is_not_certainty() -> None:
+    none, few = ([0.0] * 60, [1.0] * 3 + [0.0] * 57)
+    a, b, c = (Metric.averaged("violations", rows, "", "") for rows in (none, none, few))
+    same, better = difference(a, b, paired=True), difference(a, c, paired=True)
+    assert same.value == 0
+    assert same.high == pytest.approx(1.959964 / 62)
+    assert same.low == -same.high
+    assert better.low < better.value == -0.05 < better.high
+
+
 def test_two_policies_are_compared(prompts: list[Prompt]) -> None:
     tokenizer = tiny_tokenizer()
     reports = [
