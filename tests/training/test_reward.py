@@ -273,3 +273,15 @@ def test_a_config_prints_as_the_yaml_that_the_command_takes(tmp_path: Path) -> N
     config = reward_config(objectives=("helpful", "honest"), weights={"helpful": 0.5, "honest": 0.5})
     (tmp_path / "c.yaml").write_text(config.to_yaml())
     assert RewardConfig.load(tmp_path / "c.yaml") == config
+
+
+def test_the_example_config_learns_the_demo_raters_from_a_quarter_of_its_pairs(tmp_path: Path) -> None:
+    """Only the outputs are fitted here, which takes seconds."""
+    settings = ("data.demo=320", "data.held_out=0.3", "fit=head", "ridge=1.0")
+    command = ["--config", "training/configs/reward.yaml", "--run", str(tmp_path / "run")]
+    assert main([*command, *(part for setting in settings for part in ("--set", setting))]) == 0
+    record = json.loads((tmp_path / "run" / "record.json").read_text())
+    (accuracy,) = [e for e in record["evaluations"] if e["metric"] == "reward accuracy"]
+    assert accuracy["value"] > 0.55
+    assert accuracy["n"] > 60
+    assert record["parent"].startswith("demo-chat@")
