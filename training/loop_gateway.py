@@ -105,39 +105,45 @@ def serving(registry: Path, alias: str, work: Path, limit_s: float = 600.0) -> I
     process = subprocess.Popen(  # noqa: S603  this project's own command
         command, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=end_with_parent
     )
+    assert process.stderr is not None  # noqa: S101  it was asked for
+    said: deque[str] = deque(maxlen=20)
+    address: list[str] = []
+    reader = Thread(target=_read, args=(process.stderr, said, address), daemon=True)
+    reader.start()
     try:
-        gateway = ServingGateway(_wait_until_ready(process, limit_s), admin_key, "shop")
+        _wait(process, address, limit_s)
+        if not address:
+            raise TrainingError("the gateway did not get ready; it said:\n" + "".join(said))
+        gateway = ServingGateway(address[0], admin_key, "shop")
         try:
             yield gateway
         finally:
             gateway.close()
     finally:
-        process.terminate()
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        _end(process)
+        reader.join(10)
 
 
-def _wait_until_ready(process: subprocess.Popen[str], limit_s: float) -> str:
-    """The gateway's address, read off its ready line; what it says afterwards is read and dropped."""
-    assert process.stderr is not None  # noqa: S101  it was asked for above
-    said: deque[str] = deque(maxlen=20)
-    address: list[str] = []
-    reader = Thread(target=_read, args=(process.stderr, said, address), daemon=True)
-    reader.start()
+def _wait(process: subprocess.Popen[str], address: list[str], limit_s: float) -> None:
+    """Until there is an address, the process has ended, or the time is up."""
     end = time.monotonic() + limit_s
-    while not address:
-        if process.poll() is not None or time.monotonic() > end:
-            reader.join(1)
-            raise TrainingError("the gateway did not get ready; it said:\n" + "".join(said))
+    while not address and process.poll() is None and time.monotonic() < end:
         time.sleep(0.2)
-    return address[0]
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _read(lines: IO[str], said: deque[str], address: list[str]) -> None:
-    for line in lines:
-        said.append(line)
-        if found := _READY.search(line):
-            address.append(found.group(1))
+    """Find the address on the ready line, keep the last words, and let no full pipe block the gateway."""
+    with lines:
+        for line in lines:
+            said.append(line)
+            if found := _READY.search(line):
+                address.append(found.group(1))
