@@ -30,6 +30,7 @@ from training.methods.rlaif import RlaifConfig, collect_preferences, run_rlaif
 from training.methods.sft import SftConfig, train_sft
 from training.models import ModelSource, load_policy, save_policy
 from training.provenance import RunRecord
+from training.reward_model_ensemble import load_reward
 from training.rl.rollout import SampleConfig, generate
 
 HARMLESS = load_constitution("harmless")
@@ -151,6 +152,14 @@ def test_a_policy_learns_what_the_judge_prefers(tmp_path: Path) -> None:
     assert record.method == "rlaif+dpo"
     assert [source.path for source in record.data] == ["prompts.jsonl", "preferences.jsonl"]
     assert record.data[1].licence == "MIT"
+
+
+def test_a_reward_model_is_trained_on_the_judges_preferences(tmp_path: Path) -> None:
+    budget = {"steps": 3, "batch_size": 4, "micro_batch": 4, "max_length": 64, "threads": 1}
+    options = {"reference_samples": 8, "training": budget}
+    final = run_rlaif(config_for(tmp_path, then="reward", options=options), tmp_path, tmp_path / "run")
+    assert load_reward(final).score([ASK], ["It is so."]).shape == (1,)
+    assert RunRecord.read(tmp_path / "run").method == "rlaif+reward"
 
 
 def test_wrong_options_are_told_before_anything_is_sampled(tmp_path: Path) -> None:
