@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from policies.base import Frozen, Name, Upstream
 
 Weight = Annotated[float, Field(ge=-100, le=100)]
-RerankMethod = Literal["best_of_n", "soft_best_of_n", "adaptive"]
+RerankMethod = Literal["best_of_n", "soft_best_of_n", "adaptive", "speculative_rejection"]
 
 
 class RewardServer(Frozen):
@@ -41,7 +41,8 @@ class RerankSpec(Frozen):
     tokens. `n` is how many candidates there are at most for one choice. `temperature` replaces the caller's,
     unless that is 0, which asks for the one most likely reply and so leaves nothing to choose. `softness` is
     that of 'soft_best_of_n'; `first` is how many candidates 'adaptive' begins with, until one's score reaches
-    `accept`; `below` says what follows where none does. `deadline_ms` bounds each scoring;
+    `accept`; `below` says what follows where none does. After `block_tokens` tokens 'speculative_rejection'
+    drops the worse half, and again whenever the rest is twice as long. `deadline_ms` bounds each scoring;
     when it fails, `on_error` gives the first candidate or an error.
     """
 
@@ -56,6 +57,7 @@ class RerankSpec(Frozen):
     first: Annotated[int, Field(ge=1, le=64)] = 2
     accept: float | None = None
     below: Literal["best", "refuse"] = "best"
+    block_tokens: Annotated[int, Field(ge=4, le=512)] = 32
     deadline_ms: Annotated[int, Field(gt=0, le=60_000)] = 5_000
     on_error: Literal["first", "fail"] = "first"
 
@@ -72,6 +74,11 @@ class RerankSpec(Frozen):
         if self.reward and not any(self.reward.values()):
             raise ValueError("'reward' gives every objective the weight 0; one must have another")
         return self
+
+    @property
+    def in_pieces(self) -> bool:
+        """Whether replies are stopped and continued on the way."""
+        return self.method in ("speculative_rejection", "blockwise")
 
     @property
     def models(self) -> tuple[str | RewardServer, ...]:

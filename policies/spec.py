@@ -210,6 +210,7 @@ class PolicySpec(Frozen):
             *self._masked_output(),
             *self._unstreamable(),
             *self._never_flagged(),
+            *self._cut_constraints(),
         ]
         if problems:
             summary = "; ".join(message for _, message in problems)
@@ -258,6 +259,16 @@ class PolicySpec(Frozen):
                     f"guard {guard.title!r} has scope 'document', which needs the whole reply: set "
                     "'streaming: buffer' (or 'refuse'), or give the guard 'scope: segment'",
                 )
+
+    def _cut_constraints(self) -> Iterator[Problem]:
+        if self.rerank is not None and self.rerank.in_pieces:
+            for index, rule in enumerate(self.constraints):
+                if rule.require or rule.half_life is not None:
+                    yield Problem(
+                        ("constraints", index),
+                        f"'require' and 'half_life' are about a reply as a whole, and {self.rerank.method!r} "
+                        "has it written in pieces: use 'best_of_n'",
+                    )
 
     def _never_flagged(self) -> Iterator[Problem]:
         if self.revise is not None and self.revise.when == "flagged" and not self.output:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from guardrails.guard import JobRunner
+from policies.alignment import RerankMethod
 from service.alignment.inspect import inspect_choices
-from service.alignment.rewards import reply_text
+from service.alignment.rewards import RewardError, reply_text
 from service.alignment.strategy import Payload, ask
 from service.alignment.waiting import together
 from service.engine.errors import ProtocolError
@@ -21,11 +22,15 @@ OWN_IDS = "return_token_ids"
 
 @dataclass(slots=True, eq=False)
 class Candidate:
-    """One reply that could be given. `tokens` is exact where the engine tells, else its share by length."""
+    """One reply that could be given. `tokens` is exact where the engine tells, else its share by length.
+
+    `done` is False for one that was only begun.
+    """
 
     choice: dict[str, Any]
     tokens: int
     blocked: bool = False
+    done: bool = True
     score: float | None = None
 
     @property
@@ -132,10 +137,35 @@ class Group:
 
     @property
     def fit(self) -> list[Candidate]:
-        """Those that no guard withholds."""
-        return [one for one in self.candidates if not one.blocked]
+        """Those that are complete, and that no guard withholds."""
+        return [one for one in self.candidates if one.done and not one.blocked]
 
     @property
     def best(self) -> float | None:
         """The highest score among them."""
         return max((one.score for one in self.fit if one.score is not None), default=None)
+
+
+@dataclass(slots=True)
+class Work:
+    """What one prompt's candidates came to; `method` is the one that they were made by."""
+
+    groups: list[Group]
+    method: RerankMethod
+    head: Payload = field(default_factory=dict)
+    generated: int = 0
+    prompt: int = 0
+    rounds: int = 0
+    generating_s: float = 0.0
+    scoring_s: float = 0.0
+    error: RewardError | None = None
+
+    def add(self, batch: Batch) -> None:
+        self.head = self.head or batch.head
+        self.prompt = self.prompt or batch.prompt
+        self.generated += batch.generated
+        self.rounds += 1
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        return [one for group in self.groups for one in group.candidates]

@@ -4,6 +4,7 @@
     soft_best_of_n  one drawn with probability ∝ exp(score / softness): closer to the model's own distribution
                     than the best, the more so the larger `softness`
     adaptive        `first` candidates, and as many again until one reaches `accept` or there are `n`
+    speculative_rejection   see `service.alignment.speculative`
 
 A caller who asks for several choices gets the best of a group of candidates for each, the groups independent
 of one another: what asking as many times would have given.
@@ -15,13 +16,14 @@ import math
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from guardrails.servable import ServableSpec
 from policies.alignment import RerankSpec
-from service.alignment.candidates import Batch, Candidate, Group, examine, sample
+from service.alignment.candidates import Candidate, Group, Work, examine, sample
+from service.alignment.partial import divisible
 from service.alignment.rewards import Reward, RewardError, conversation_of, reply_text
+from service.alignment.speculative import speculate
 from service.alignment.strategy import Aligned, Means, Payload
 from service.alignment.waiting import together
 from service.engine.engine import Engine
@@ -30,30 +32,6 @@ from service.openai.errors import BadRequest, Unavailable
 from service.release import SHAPES
 from service.request import Examined
 from service.telemetry.metrics import child
-
-
-@dataclass(slots=True)
-class Work:
-    """What one prompt's candidates came to."""
-
-    groups: list[Group]
-    head: Payload = field(default_factory=dict)
-    generated: int = 0
-    prompt: int = 0
-    rounds: int = 0
-    generating_s: float = 0.0
-    scoring_s: float = 0.0
-    error: RewardError | None = None
-
-    def add(self, batch: Batch) -> None:
-        self.head = self.head or batch.head
-        self.prompt = self.prompt or batch.prompt
-        self.generated += batch.generated
-        self.rounds += 1
-
-    @property
-    def candidates(self) -> list[Candidate]:
-        return [one for group in self.groups for one in group.candidates]
 
 
 class Rerank:
@@ -95,21 +73,44 @@ class Rerank:
 
     async def _work(self, generation: Generation, examined: Examined, body: Payload) -> Work:
         spec = self._spec
-        work = Work([Group() for _ in range(generation.request.n or 1)])
-        size = spec.first if spec.method == "adaptive" else spec.n
-        if body.get("temperature") == 0:
-            size = 1  # all would be the same
-        elif spec.temperature is not None:
+        work = Work([Group() for _ in range(generation.request.n or 1)], spec.method)
+        greedy = body.get("temperature") == 0
+        if spec.temperature is not None and not greedy:
             body = {**body, "temperature": spec.temperature}
+        if spec.method == "speculative_rejection":
+            if not greedy and divisible(body) and await self._speculate(generation, examined, body, work):
+                return work
+            work.groups, work.method = [Group() for _ in work.groups], "best_of_n"
+        await self._sample(generation, examined, body, work, greedy=greedy)
+        return work
+
+    async def _speculate(self, generation: Generation, examined: Examined, body: Payload, work: Work) -> bool:
+        async def weigh(candidates: Sequence[Candidate]) -> None:
+            await self._weigh(generation, examined, body, work, candidates)
+
+        began = time.perf_counter()
+        filled = await together(
+            *(speculate(self._spec, generation, body, work, group, weigh) for group in work.groups)
+        )
+        work.generating_s += max(0.0, time.perf_counter() - began - work.scoring_s)
+        return all(filled)
+
+    async def _sample(
+        self, generation: Generation, examined: Examined, body: Payload, work: Work, *, greedy: bool
+    ) -> None:
+        """Whole candidates, all at once or until they are good enough."""
+        spec = self._spec
+        size = spec.first if spec.method == "adaptive" else spec.n
+        if greedy:
+            size = 1  # all would be the same
         open_groups = work.groups
         while open_groups:
             await self._add(generation, examined, body, work, open_groups, size)
-            if spec.method != "adaptive" or body.get("temperature") == 0 or work.error is not None:
+            if spec.method != "adaptive" or greedy or work.error is not None:
                 break
             open_groups = [group for group in open_groups if not self._done(group)]
             # Open groups have had the same rounds, and so are alike in size.
             size = min(size, spec.n - len(open_groups[0].candidates)) if open_groups else 0
-        return work
 
     def _done(self, group: Group) -> bool:
         accept = self._spec.accept
@@ -132,10 +133,24 @@ class Rerank:
         work.generating_s += time.perf_counter() - began
         for number, group in enumerate(groups):
             group.candidates += batch.candidates[number * size : (number + 1) * size]
+        choice = len(batch.candidates) > len(groups) or self._spec.accept is not None
+        await self._weigh(generation, examined, body, work, batch.candidates, score=choice)
+
+    async def _weigh(
+        self,
+        generation: Generation,
+        examined: Examined,
+        body: Payload,
+        work: Work,
+        candidates: Sequence[Candidate],
+        *,
+        score: bool = True,
+    ) -> None:
+        """Examine `candidates`, and score those that no guard withholds."""
         began = time.perf_counter()
-        await examine(batch.candidates, generation, examined, self._runner)
-        fit = [one for one in batch.candidates if not one.blocked]
-        if len(batch.candidates) > len(groups) or self._spec.accept is not None:
+        await examine(candidates, generation, examined, self._runner)
+        if score:
+            fit = [one for one in candidates if not one.blocked]
             await self._score(generation, body, work, fit)
         work.scoring_s += time.perf_counter() - began
 
@@ -165,7 +180,7 @@ class Rerank:
         """
         spec, fit = self._spec, group.fit
         if not fit:
-            return group.candidates[0]
+            return next((one for one in group.candidates if one.done), group.candidates[0])
         scored = [one for one in fit if one.score is not None]
         if not scored:
             return fit[0]
@@ -195,7 +210,7 @@ class Rerank:
         candidates = [one for work in works for one in work.candidates]
         error = next((work.error for work in works if work.error is not None), None)
         return {
-            "method": self._spec.method,
+            "method": works[0].method,
             "candidates": len(candidates),
             "blocked": sum(one.blocked for one in candidates),
             "rounds": max(work.rounds for work in works),

@@ -85,3 +85,32 @@ def choosing(*texts: str | dict[str, Any], at_most: int = 1_000) -> Behaviour:
         await exchange.reply(200, json.dumps(reply).encode())
 
     return behave
+
+
+def writing(*texts: str) -> Behaviour:
+    """Writes the next of `texts` for each choice, goes on where a request's last message ends, and stops at
+    `max_tokens` words, like vLLM at its tokens."""
+    supply = itertools.cycle(texts)
+
+    async def behave(exchange: Exchange) -> None:
+        asked = exchange.request.json
+        going_on = bool(asked.get("continue_final_message"))
+        assert going_on is (asked.get("add_generation_prompt") is False)
+        begun = asked["messages"][-1]["content"]
+        choices, words = [], 0
+        for index in range(asked.get("n") or 1):
+            if going_on:
+                rest = next(text for text in texts if text.startswith(begun)).removeprefix(begun)
+            else:
+                rest = next(supply)
+            pieces = [word + " " for word in rest.removesuffix(" ").split(" ")]
+            pieces[-1] = pieces[-1].removesuffix(" ")
+            given = pieces[: asked.get("max_tokens") or len(pieces)]
+            words += len(given)
+            finish = "stop" if len(given) == len(pieces) else "length"
+            choices.append(said("".join(given), index, finish))
+        usage = {"prompt_tokens": 5, "completion_tokens": words, "total_tokens": 5 + words}
+        reply = {"id": "chatcmpl-fake", "object": "chat.completion", "created": 1, "model": "fake"}
+        await exchange.reply(200, json.dumps({**reply, "choices": choices, "usage": usage}).encode())
+
+    return behave

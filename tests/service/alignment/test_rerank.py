@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from policies.spec import PolicySpec
 from tests.fakes.upstream import Behaviour, FakeUpstream, reset_at_once, stall_before_headers, status
-from tests.service.alignment.reward_server import choosing, only, said, scoring
+from tests.service.alignment.reward_server import choosing, only, said, scoring, writing
 from tests.service.conftest import Running, text_of, until
 
 GUARD = "output: [{guard: patterns, patterns: ['zephyr'], action: block}]\n"
@@ -212,7 +213,7 @@ FAULTS: dict[str, tuple[Behaviour, str]] = {
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_without_scores_the_policy_says_what_follows(reranking: Callable[..., Any], fault: str) -> None:
     behaviour, reason = FAULTS[fault]
-    settings = "n: 3, deadline_ms: 300"
+    settings = f"n: 3, deadline_ms: {300 if fault == 'slow' else 5000}"
     async with reranking(settings, reward=behaviour, engine=choosing("a", "ccc c", "bb")) as r:
         code, reply = await asyncio.wait_for(r.keel.chat(model="mine"), 10)
         assert (code, content(reply)) == (200, "a")
@@ -280,6 +281,76 @@ async def test_adaptive_goes_on_only_for_the_choices_that_need_it(reranking: Cal
         assert [request.json["n"] for request in r.keel.upstream.requests] == [4, 2]
 
 
+FOUR = ("a a a a a a a a", "b bb b b b b b b", "cc ccc c c c c c c", "dddd dd d d dddd d d d")
+
+
+async def test_speculative_rejection_finishes_only_what_began_best(reranking: Callable[..., Any]) -> None:
+    settings = "method: speculative_rejection, n: 4, block_tokens: 4"
+    long = [" ".join([one] * 3) for one in FOUR]
+    async with reranking(settings, engine=writing(*long)) as r:
+        _, reply = await r.keel.chat(model="mine", seed=1)
+        told = reply["guardrails"]["rerank"]
+        assert content(reply) == long[3]
+        assert reply["choices"][0]["finish_reason"] == "stop"
+        assert reply["usage"]["completion_tokens"] == 24
+        assert (told["method"], told["candidates"], told["rounds"]) == ("speculative_rejection", 4, 3)
+        assert told["tokens"] == 4 * 4 + 2 * 4 + 16  # against 96 of all four
+        first, *others = r.keel.upstream.requests
+        assert (first.json["n"], first.json["max_tokens"]) == (4, 4)
+        assert [request.json.get("max_tokens") for request in others] == [4, 4, None]
+        whole = await r.keel.stream(model="mine")
+        assert text_of([json.loads(one) for one in whole[:-1]]) == long[3]
+
+
+async def test_speculative_rejection_keeps_to_the_callers_limit(reranking: Callable[..., Any]) -> None:
+    settings = "method: speculative_rejection, n: 4, block_tokens: 4"
+    async with reranking(settings, engine=writing(*FOUR)) as r:
+        for limit in (2, 5, 6):
+            _, reply = await r.keel.chat(model="mine", max_tokens=limit)
+            assert content(reply).split() == FOUR[3].split()[:limit]
+            assert reply["choices"][0]["finish_reason"] == "length"
+            assert reply["usage"]["completion_tokens"] == limit
+
+
+async def test_a_stop_word_is_seen_across_the_place_where_a_reply_was_cut(
+    reranking: Callable[..., Any],
+) -> None:
+    settings = "method: speculative_rejection, n: 2, block_tokens: 4"
+    async with reranking(settings, engine=writing("a b c d e f g", "x y z")) as r:
+        _, reply = await r.keel.chat(model="mine", stop=["d e"])
+        assert content(reply) == "a b c "
+        assert reply["choices"][0]["finish_reason"] == "stop"
+
+
+async def test_what_can_only_be_said_whole_is_the_best_of_n_and_told_so(
+    reranking: Callable[..., Any],
+) -> None:
+    settings = "method: speculative_rejection, n: 3"
+    async with reranking(settings, engine=choosing("a", "ccc c", "bb")) as r:
+        _, reply = await r.keel.chat(model="mine", response_format={"type": "json_object"})
+        assert content(reply) == "ccc c"
+        assert reply["guardrails"]["rerank"]["method"] == "best_of_n"
+        thinking = said("bb", finish="length", reasoning="so far")
+        r.keel.upstream.default = choosing("a", thinking, "c")
+        _, reply = await r.keel.chat(model="mine")
+        assert (content(reply), reply["guardrails"]["rerank"]["method"]) == ("bb", "best_of_n")
+
+
+async def test_speculative_rejection_drops_what_a_guard_withholds_and_survives_lost_scores(
+    reranking: Callable[..., Any],
+) -> None:
+    settings = "method: speculative_rejection, n: 4, block_tokens: 4, deadline_ms: 300"
+    texts = (*FOUR[:3], "zephyr " + FOUR[3])
+    async with reranking(settings, engine=writing(*texts), policy=GUARD) as r:
+        _, reply = await r.keel.chat(model="mine")
+        assert content(reply) == FOUR[2]
+        assert reply["guardrails"]["rerank"]["blocked"] == 1
+        r.reward.default = stall_before_headers()
+        _, reply = await asyncio.wait_for(r.keel.chat(model="mine"), 10)
+        assert content(reply) == FOUR[0]
+        assert reply["guardrails"]["rerank"]["error"] == "timeout"
+
+
 async def test_below_the_threshold_the_policy_may_refuse(reranking: Callable[..., Any]) -> None:
     settings = "method: adaptive, n: 4, first: 2, accept: 9, below: refuse"
     async with reranking(settings, engine=choosing("a", "bb"), policy="refusal: Sorry.\n") as r:
@@ -291,3 +362,15 @@ async def test_below_the_threshold_the_policy_may_refuse(reranking: Callable[...
         # One candidate at temperature 0 must reach the threshold too.
         _, reply = await r.keel.chat(model="mine", temperature=0)
         assert content(reply) == "Sorry."
+
+
+def test_rules_about_the_whole_reply_do_not_go_with_a_reply_in_pieces() -> None:
+    policy: dict[str, Any] = {
+        "name": "mine",
+        "model": {"checkpoint": "demo-chat"},
+        "constraints": [{"ban": ["x"]}, {"require": ["y"]}],
+        "rerank": {"model": "judge", "method": "speculative_rejection"},
+    }
+    with pytest.raises(ValueError, match="written in pieces"):
+        PolicySpec.model_validate(policy)
+    PolicySpec.model_validate({**policy, "rerank": {"model": "judge"}})
