@@ -285,3 +285,5 @@ def test_the_example_config_learns_the_demo_raters_from_a_quarter_of_its_pairs(t
     assert accuracy["value"] > 0.55
     assert accuracy["n"] > 60
     assert record["parent"].startswith("demo-chat@")
+    (logged,) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(logged)["ridge"] == 1.0

@@ -216,6 +216,11 @@ def report(config: HumanConfig, outcome: Outcome) -> str:
         rows.append((name, mean_accuracy(theirs_RP, pairs), f"{ahead.percent()}, p = {p:.2g}"))
     calibration = calibrate(outcome.model[0], first_messages(pairs))
     lines = [
+        "# Reward accuracy on human preferences",
+        "",
+        "Written by `keel-train evaluate reward-human --report docs/RESULTS-reward.md`; what it means, and what was",
+        "chosen how, is in [training/reward.md](training/reward.md).",
+        "",
         f"{len(pairs)} pairs of `{config.pairs.path}` ({config.pairs.origin}, {config.pairs.licence}), "
         f"{config.folds}-fold by prompt, {config.repeats} ways of cutting the folds. 95 % intervals over "
         "prompts; p is McNemar's of the first cut.",

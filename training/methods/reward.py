@@ -137,6 +137,9 @@ class RewardResult:
 
 Backbone = tuple[PreTrainedModel, PreTrainedTokenizerFast]
 
+HACKED = 200
+"""On so many held-out prompts, at most, hacks are tried: each is read six times more."""
+
 
 def train_reward(
     config: RewardConfig,
@@ -179,6 +182,7 @@ def fit(
     elements = _elements(config, preferences, ratings, reader)
     if config.fit == "head":
         history = _fit_head(config, model, about.kind, elements, [*preferences, *ratings], pad_id(tokenizer))
+        _log(run, history)
     else:
         kept = _elements(config, held_out, (), reader) if held_out else None
         trainer = _trainer(config, model, tokenizer, about.kind, elements, kept, run)
@@ -200,6 +204,15 @@ def _fit_head(
     groups = [next(m.content for m in row.prompt if m.role == "user").casefold() for row in rows]
     weights = LossWeights(config.rating_weight, config.center)
     return fit_head(model, kind, elements, groups, filler, weights, config.ridge)
+
+
+def _log(run: Path | None, history: Sequence[dict[str, Any]]) -> None:
+    """Into `metrics.jsonl`, in place of what an interrupted fit left."""
+    if run is not None:
+        directory = RunDirectory(run)
+        directory.rewind(0)
+        for record in history:
+            directory.log(record)
 
 
 def _trainer(
@@ -248,7 +261,7 @@ def measure(
     calibration = calibrate(difference_P, first_messages(pairs))
     length = length_bias(difference_P, pairs, config.seed)
     good = list(dict.fromkeys((pair.prompt, pair.chosen) for pair in pairs))
-    rates = hack_rates(reward, good)
+    rates = hack_rates(reward, good[:HACKED])
     checks = reward_checks(figure, calibration, length, rates, config.limits)
     where = "held-out pairs" if held_out else "training pairs"
     return RewardResult(reward, history, figure, calibration, length, tuple(checks), where)
