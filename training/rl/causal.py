@@ -7,11 +7,12 @@ value head needs hidden states, so they call the two parts and never the model's
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
 from training.errors import TrainingError
@@ -58,7 +59,11 @@ class CausalParts:
 
     def trunk(self, ids_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
         """Last hidden states, float or bfloat16 as computed, [B, T, D]."""
-        output: Any = self.decoder(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
+        # In bfloat16 the fused attention's backward pass takes twice the plain one's time for short texts on
+        # CPUs. The choice must not depend on the texts' length, or one reply would get two log-probabilities.
+        slow = ids_BT.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+        with sdpa_kernel(SDPBackend.MATH) if slow else nullcontext():
+            output: Any = self.decoder(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
         return cast(Tensor, output.last_hidden_state)
 
     def unembed(self, hidden_ND: Tensor) -> Tensor:
