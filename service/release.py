@@ -30,7 +30,9 @@ from service.request import Examined
 from service.telemetry.metrics import Metrics, child
 
 SHAPES: dict[str, Shape] = {"chat": ChatShape(), "text_completion": CompletionShape()}
+# What passes of a reply beside its choices; nobody has examined the rest. The prompt is the caller's own.
 KEPT = ("id", "created", "system_fingerprint", "service_tier")
+WHOLE = (*KEPT, "object", "usage", "prompt_logprobs", "prompt_token_ids")
 
 
 class Releasing:
@@ -73,7 +75,7 @@ class Releasing:
             else:
                 endings[item.choice] = self._ending(item)
         self._conclude()
-        payload["choices"] = [
+        choices = [
             {
                 "index": index,
                 **self._shape.message(state, pieces.get(index, ()), endings[index] is state.finish),
@@ -81,9 +83,8 @@ class Releasing:
             }
             for index, state in self._states.items()
         ]
-        payload["model"] = self._served.name
-        payload.update(self._told())
-        body = orjson.dumps(payload)
+        kept = {name: payload[name] for name in WHOLE if name in payload}
+        body = orjson.dumps({**kept, "model": self._served.name, "choices": choices, **self._told()})
         await send_response(self._send, 200, body, (JSON_TYPE, *self._generation.headers()))
 
     async def stream(self, events: EventStream) -> None:

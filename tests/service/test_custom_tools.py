@@ -121,8 +121,12 @@ async def test_only_fields_without_text_pass_beside_what_was_examined(serve: Ser
             keel.upstream.script(fake.raw_stream(fake.event({"choices": [choice]}) + fake.DONE))
             last = (await chunks_of(keel, model="guarded"))[-1]["choices"][0]
         else:
-            keel.upstream.script(fake.answer({"choices": [choice]}))
-            last = (await keel.chat(model="guarded"))[1]["choices"][0]
+            beside_choices = {"service_tier": "flex", "citations": ["of 123-45-6789"]}
+            keel.upstream.script(fake.answer({"choices": [choice], **beside_choices}))
+            answer = (await keel.chat(model="guarded"))[1]
+            last = answer["choices"][0]
+            assert answer["service_tier"] == "flex"
+            assert "citations" not in answer
         told = {"stop_reason": 7, "native_finish_reason": "eos", "finish_reason": "stop"}
         assert {name: last.get(name) for name in told} == told
         assert "token_ids" not in last
