@@ -44,13 +44,13 @@ async def inspect_choices(
     moderators: dict[ChannelKey, Moderator] = {}
 
     def open_channel(key: ChannelKey) -> Moderator:
-        call = states[key.choice].calls.get(key.tool_call) if key.tool_call is not None else None
+        called = states[key.choice].tool_name(key.tool_call) if key.tool_call is not None else None
         context = Context(
             "output",
             "assistant",
             key.channel,
             examined.prompt,
-            call["function"].get("name") if call else None,
+            called,
             generation.payload.get("tools") or (),
         )
         moderators[key] = Moderator(generation.served.guards.output, context)

@@ -403,3 +403,12 @@ async def test_the_final_text_never_misses_a_guard(serve: Serve, seed: int) -> N
                 else:
                     raw = json.dumps((await keel.chat(model=name))[1]).encode()
                 assert not any(word.encode() in raw for word in SECRET_WORDS), raw
+
+
+async def test_a_custom_tools_call_is_looked_at_before_it_is_criticised(serve: Serve) -> None:
+    call = {"id": "1", "type": "custom", "custom": {"name": "run", "input": "zephyr"}}
+    async with serve({"kind": policy(when="flagged") + SSN}) as keel:
+        keel.upstream.default = troupe = Troupe(model=[says("", tool_calls=[call])], judge=[RUDENESS, FINE])
+        _, answer = await keel.chat(model="kind")
+        assert case_in(troupe.bodies("judge")[0])["reply"]["tool_calls"] == [call]
+        assert content_of(answer) == "A better reply."
