@@ -218,8 +218,8 @@ def report(config: HumanConfig, outcome: Outcome) -> str:
     lines = [
         "# Reward accuracy on human preferences",
         "",
-        "Written by `keel-train evaluate reward-human --report docs/RESULTS-reward.md`; what it means, and what",
-        "was chosen how, is in [training/reward.md](training/reward.md).",
+        "Written by `keel-train evaluate reward-human --report docs/RESULTS-reward.md`; what it means, and",
+        "what was chosen how, is in [training/reward.md](training/reward.md).",
         "",
         f"{len(pairs)} pairs of `{config.pairs.path}` ({config.pairs.origin}, {config.pairs.licence}), "
         f"{config.folds}-fold by prompt, {config.repeats} ways of cutting the folds. 95 % intervals over "
