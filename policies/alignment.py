@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from policies.base import Frozen, Name, Upstream
 
 Weight = Annotated[float, Field(ge=-100, le=100)]
-RerankMethod = Literal["best_of_n", "soft_best_of_n", "adaptive", "speculative_rejection"]
+RerankMethod = Literal["best_of_n", "soft_best_of_n", "adaptive", "speculative_rejection", "blockwise"]
 
 
 class RewardServer(Frozen):
@@ -42,7 +42,8 @@ class RerankSpec(Frozen):
     unless that is 0, which asks for the one most likely reply and so leaves nothing to choose. `softness` is
     that of 'soft_best_of_n'; `first` is how many candidates 'adaptive' begins with, until one's score reaches
     `accept`; `below` says what follows where none does. After `block_tokens` tokens 'speculative_rejection'
-    drops the worse half, and again whenever the rest is twice as long. `deadline_ms` bounds each scoring;
+    drops the worse half, and again whenever the rest is twice as long; with 'blockwise' the best of `n`
+    continuations of so many tokens is sent, then the next. `deadline_ms` bounds each scoring;
     when it fails, `on_error` gives the first candidate or an error.
     """
 
@@ -67,6 +68,10 @@ class RerankSpec(Frozen):
             raise ValueError("'adaptive' needs 'accept': the reward at which a candidate is good enough")
         if self.below == "refuse" and self.accept is None:
             raise ValueError("'below: refuse' needs 'accept': the reward below which no candidate will do")
+        if self.method == "blockwise" and self.below == "refuse":
+            raise ValueError("'blockwise' sends as it chooses and can't refuse afterwards: leave 'below' out")
+        if self.accept is not None and self.method != "adaptive" and self.below != "refuse":
+            raise ValueError("'accept' is for 'adaptive' or 'below: refuse'; as it is, it decides nothing")
         if self.method == "adaptive" and self.first > self.n:
             raise ValueError("'first' is how many of the 'n' candidates come first; it can't be more")
         if isinstance(self.model, tuple) and not self.model:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from policies.spec import PolicySpec
+from service.alignment.blockwise import Blockwise
 from service.alignment.rerank import Rerank
 from service.alignment.revise import Revise, Rewards
 from service.alignment.rewards import make_reward
@@ -23,7 +24,8 @@ def strategy_for(spec: PolicySpec, means: Means) -> Strategy | None:
     strategy: Strategy | None = None
     rewards: Rewards | None = None
     if spec.rerank is not None:
-        rerank = Rerank(spec.rerank, make_reward(spec.rerank, means), means)
+        method = Blockwise if spec.rerank.method == "blockwise" else Rerank
+        rerank = method(spec.rerank, make_reward(spec.rerank, means), means)
         strategy, rewards = rerank, rerank.rewards
     if spec.revise is not None:
         strategy = Revise(spec.revise, strategy or Single(), means, rewards)

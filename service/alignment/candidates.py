@@ -20,6 +20,9 @@ OWN_IDS = "return_token_ids"
 """vLLM's extension that tells each choice's tokens: asked of our own vLLM, to know what each costs."""
 
 
+MAX_SEED = 2**63
+
+
 @dataclass(slots=True, eq=False)
 class Candidate:
     """One reply that could be given. `tokens` is exact where the engine tells, else its share by length.
@@ -89,7 +92,7 @@ async def sample(generation: Generation, body: Payload, count: int, done: int = 
 
 def _seeded(body: Payload, done: int) -> Payload:
     seed = body.get("seed")
-    return {**body, "seed": seed + done} if done and isinstance(seed, int) else body
+    return {**body, "seed": (seed + done) % MAX_SEED} if done and isinstance(seed, int) else body
 
 
 def _usage(payload: Payload) -> dict[str, Any]:

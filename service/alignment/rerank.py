@@ -4,7 +4,7 @@
     soft_best_of_n  one drawn with probability ∝ exp(score / softness): closer to the model's own distribution
                     than the best, the more so the larger `softness`
     adaptive        `first` candidates, and as many again until one reaches `accept` or there are `n`
-    speculative_rejection   see `service.alignment.speculative`
+    speculative_rejection, blockwise    see the modules `speculative` and `blockwise`
 
 A caller who asks for several choices gets the best of a group of candidates for each, the groups independent
 of one another: what asking as many times would have given.
@@ -53,7 +53,7 @@ class Rerank:
 
     async def answer(self, generation: Generation, examined: Examined) -> Aligned:
         """The chosen replies. Raises `UpstreamError`, `BadRequest`, and `Unavailable` as `on_error` says."""
-        works = await together(*(self._work(generation, examined, body) for body in _bodies(generation)))
+        works = await together(*(self._work(generation, examined, body) for body in bodies_of(generation)))
         chosen: list[Candidate | None] = []
         for work in works:
             chosen += [
@@ -80,7 +80,9 @@ class Rerank:
         if spec.method == "speculative_rejection":
             if not greedy and divisible(body) and await self._speculate(generation, examined, body, work):
                 return work
-            work.groups, work.method = [Group() for _ in work.groups], "best_of_n"
+            work.groups = [Group() for _ in work.groups]
+        if spec.in_pieces:
+            work.method = "best_of_n"  # not this reply: it can only be made whole
         await self._sample(generation, examined, body, work, greedy=greedy)
         return work
 
@@ -251,7 +253,7 @@ def draw(candidates: Sequence[Candidate], softness: float, source: random.Random
     return source.choices(candidates, weights)[0]
 
 
-def _bodies(generation: Generation) -> list[Payload]:
+def bodies_of(generation: Generation) -> list[Payload]:
     """The request, once for each of its prompts. Raises `BadRequest` for what can't be reranked."""
     body = generation.whole_request()
     if body.get("best_of") is not None:

@@ -6,10 +6,10 @@ becomes of any reply. A policy without one never gets here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import orjson
 
@@ -60,6 +60,18 @@ class Strategy(Protocol):
 
         Raises `UpstreamError` where the engine fails, an `ApiError` where the policy wants no reply. When
         cancelled, it cancels all that it asked for.
+        """
+        ...
+
+
+@runtime_checkable
+class StreamingStrategy(Strategy, Protocol):
+    """A strategy that knows parts of its reply before the whole, and gives them to who streams."""
+
+    def blocks(self, generation: Generation, examined: Examined) -> AsyncGenerator[Payload, None]:
+        """Chunks in the engine's shape, the last of them with the reasons why the choices ended.
+
+        Raises what `answer` does. Keeps the report's `summary` up to date.
         """
         ...
 

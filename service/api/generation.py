@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from guardrails.runtime import Runtime
 from service import passthrough
-from service.alignment.strategy import Strategy
+from service.alignment.strategy import Payload, Strategy, StreamingStrategy
 from service.alignment.waiting import waiting
 from service.catalog import Catalog, Served
 from service.generation import Generation, Kind
@@ -116,19 +117,33 @@ class GenerationEndpoint:
         self, strategy: Strategy, generation: Generation, examined: Examined, releasing: Releasing
     ) -> None:
         """A reply that a strategy makes; who streams hears comments while it is made."""
+        every = self._limits.comment_every_s
+        if generation.call.stream and isinstance(strategy, StreamingStrategy):
+            async with aclosing(strategy.blocks(generation, examined)) as chunks:
+                first = beside_engine(generation, examined, self._metrics, _next(chunks))
+                begun = await waiting(first, releasing.comment, every)
+                await releasing.stream_chunks(_all(begun, chunks))
+            return
         work = beside_engine(generation, examined, self._metrics, strategy.answer(generation, examined))
         if not generation.call.stream:
             aligned = await work
             examined.report.summary.update(aligned.summary)
             await releasing.reply(aligned.payload)
             return
-        aligned = await waiting(work, releasing.comment, self._limits.comment_every_s)
+        aligned = await waiting(work, releasing.comment, every)
         examined.report.summary.update(aligned.summary)
-        await releasing.stream_chunks(_alone(aligned.payload))
+        await releasing.stream_chunks(_all(aligned.payload))
 
 
-async def _alone(payload: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-    yield payload
+async def _next(chunks: AsyncGenerator[Payload, None]) -> Payload:
+    return await anext(chunks)
+
+
+async def _all(first: Payload, others: AsyncGenerator[Payload, None] | None = None) -> AsyncIterator[Payload]:
+    yield first
+    if others is not None:
+        async for chunk in others:
+            yield chunk
 
 
 def _check_policy(request: ChatRequest | CompletionRequest, served: Served) -> None:
