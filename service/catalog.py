@@ -16,10 +16,11 @@ from guardrails.chain import InputChain
 from guardrails.runtime import Runtime
 from guardrails.servable import ServableSpec
 from guardrails.verdict_cache import VerdictCache
+from policies.alignment import JudgePolicy
 from policies.constraints import to_wire
 from policies.load import LoadedPolicy
 from policies.spec import PolicySpec
-from service.alignment.build import strategy_for
+from service.alignment.build import StrategyError, strategy_for
 from service.alignment.strategy import Means, Strategy
 from service.engine.engine import Engine
 from service.engines import Engines
@@ -103,11 +104,13 @@ class Catalog:
     async def replace(self, policies: Mapping[str, LoadedPolicy]) -> None:
         """Serve exactly these from now on, once their guards and engines are up.
 
-        Where anything fails, the error is raised and everything stays as it was.
+        Where anything fails, the error is raised and everything stays as it was. Raises `StrategyError` for a
+        judge that isn't there, and what guards, engines and workers raise.
         """
         async with self._changing:
             try:
                 fresh = {name: await self._bind(policy) for name, policy in policies.items()}
+                _check_judges(fresh)
                 servables: dict[str, ServableSpec] = {}
                 for served in fresh.values():
                     servables.update(served.guards.servables)
@@ -153,6 +156,16 @@ class Catalog:
             self._metrics.policy_info.labels(served.name, served.policy.digest).set(1)
             name, _, digest = served.target.checkpoint.partition("@")
             self._metrics.checkpoint_info.labels(name, digest).set(1)
+
+
+def _check_judges(policies: Mapping[str, Served]) -> None:
+    """Raises `StrategyError` where a policy's judge is a policy that there isn't."""
+    for name, served in policies.items():
+        judge = served.spec.revise.judge if served.spec.revise else None
+        if isinstance(judge, JudgePolicy) and judge.policy not in policies:
+            known = ", ".join(sorted(policies))
+            missing = f"its judge is the policy {judge.policy!r}, which isn't there"
+            raise StrategyError(f"policy {name!r}: {missing}; there are: {known}")
 
 
 def _prepare(guards: Iterable[GuardSet]) -> None:

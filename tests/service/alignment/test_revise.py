@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from policies.constitution import Constitution
+from service.alignment.build import StrategyError
 from service.alignment.critique import critique_schema
 from tests.fakes import upstream as fake
 from tests.fakes.upstream import FakeUpstream
@@ -276,7 +278,6 @@ async def test_another_policys_model_or_any_server_may_judge(serve: Serve) -> No
         policies = {
             "by-server": policy(judge={"upstream": server}),
             "by-policy": policy(judge={"policy": "referee"}),
-            "by-nobody": policy(judge={"policy": "gone"}),
             "referee": f"model: {{upstream: {json.dumps(server)}}}\n",
         }
         async with serve(policies) as keel:
@@ -287,8 +288,20 @@ async def test_another_policys_model_or_any_server_may_judge(serve: Serve) -> No
                 assert answer["guardrails"]["revise"]["judge"] == label
             assert [body["model"] for body in elsewhere.bodies("judge")] == ["big", "big"]
             assert here.bodies("judge") == []
-            _, answer = await keel.chat(model="by-nobody")
-            assert (told(answer)["outcome"], told(answer)["error"]) == ("failed", "missing")
+
+
+async def test_a_judge_that_is_not_there_is_told_before_anything_is_served(
+    serve: Serve, tmp_path: Path
+) -> None:
+    with pytest.raises(StrategyError, match="its judge is the policy 'gone', which isn't there"):
+        async with serve({"kind": policy(judge={"policy": "gone"})}):
+            pass
+    async with serve({"kind": policy(judge={"policy": "plain"}), "open": ""}) as keel:
+        (tmp_path / "policies" / "plain.yaml").unlink()
+        assert not (await keel.gateway.reload_policies()).ok
+        keel.upstream.default = Troupe()
+        _, answer = await keel.chat(model="kind")
+        assert told(answer)["outcome"] == "compliant", "everything stays as it was"
 
 
 async def test_every_choice_is_settled_on_its_own(serve: Serve) -> None:
