@@ -24,7 +24,7 @@ from training.loop_stages import collect_preferences, train_base, train_policies
 
 
 def run_loop(config: LoopConfig, work: Path, console: Console | None = None) -> Progress:
-    """All stages that are not done yet; raises TrainingError where one fails, PublishError at a gate."""
+    """All stages that are not done yet; raises TrainingError where one fails."""
     progress = Progress(work, console or Console(stderr=True))
     progress.bind(config)
     progress.run(stages_of(config, work))
@@ -71,6 +71,11 @@ def main(argv: Sequence[str]) -> int:
     write_results(config, work, progress, results)
     show_table(config, work, console)
     console.print(f"written: {results}", highlight=False)
+    if "refused" in progress.results["publish"]:
+        console.print(
+            f"not published: {progress.results['publish']['refused']}", highlight=False, markup=False
+        )
+        return 1
     return 0
 
 

@@ -77,9 +77,9 @@ FULL = LoopConfig(
     demonstrations=3000,
     sft=_options(110, 8, 1e-3),
     questions=900,
-    reward=_options(220, 16, 3e-4),
+    reward=_options(400, 16, 3e-4),
     dpo=DpoBudget(beta=0.1, training=_options(120, 16, 1e-4)),
-    ppo=PpoBudget(steps=60, rollouts=64, learning_rate=1.5e-4, epochs=2, kl=KlConfig(coef=0.05)),
+    ppo=PpoBudget(steps=60, rollouts=64, learning_rate=1e-4, epochs=2, kl=KlConfig(coef=0.08)),
     test_questions=400,
 )
 

@@ -145,7 +145,7 @@ def _reading(
             lines.append(f"  Its seeds' gold scores lie {max(seeds) - min(seeds):.2f} apart.")
     chosen = progress.results["publish"]["chosen"]
     lines.append(
-        f"- Published was `{chosen}`: the highest gold score on {config.test_questions} other questions."
+        f"- Chosen was `{chosen}`: the highest gold score on {config.test_questions} other questions."
     )
     return "\n".join(lines)
 
@@ -180,6 +180,8 @@ def _optimisation(paths: Sequence[PpoPath]) -> str:
 
 def _served(progress: Progress) -> str:
     published = progress.results["publish"]
+    if "refused" in published:
+        return f"## Not published\n\nThe gates refused `{published['chosen']}`: {published['refused']}"
     lines = ["## Published and served", "", f"`{published['ref'][:33]}…` passed:", ""]
     lines += [f"- {check}" for check in published["gates"]]
     served = progress.results.get("serve")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,22 @@ def test_a_stage_is_done_once_and_one_that_failed_is_done_again(tmp_path: Path) 
     assert calls == ["first", "broken", "second"]
     assert "[1/2] first: done before" in said.getvalue()
     assert "figure 1" in said.getvalue()
+
+
+@pytest.mark.slow
+def test_what_fails_its_gates_is_not_published_and_the_report_says_so(
+    finished: tuple[Path, Progress], tmp_path: Path
+) -> None:
+    work, _ = finished
+    copy = tmp_path / "work"
+    shutil.copytree(work, copy, ignore=shutil.ignore_patterns("steps"))
+    (copy / "stages" / "publish.json").unlink()
+    (copy / "loop.yaml").unlink()
+    shutil.rmtree(copy / "checkpoints" / Registry(work / "checkpoints").resolve(ALIAS).name)
+    Registry(copy / "checkpoints").point(ALIAS, PARENT)
+    strict = QUICK.model_copy(update={"gates": ("gold>=parent+10",)})
+    refused = run_loop(strict, copy, Console(file=io.StringIO()))
+    assert "gold >= parent+10" in refused.results["publish"]["refused"]
+    assert Registry(copy / "checkpoints").resolve(ALIAS).name == PARENT
+    write_results(strict, copy, refused, tmp_path / "RESULTS.md")
+    assert "## Not published" in (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
