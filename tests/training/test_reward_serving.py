@@ -29,6 +29,7 @@ print("SCORES", json.dumps([output.outputs.probs for output in raw]))
 
 @pytest.mark.vllm
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # half a minute where the machine is free
 def test_vllm_reads_the_raw_scores_that_training_reads(tmp_path: Path) -> None:
     """`--runner pooling --convert classify`, without an activation: each objective's raw score."""
     model = reward_model("causal", ("helpful", "harmless"), width=64)  # heads of 32, vLLM's least
@@ -44,7 +45,7 @@ def test_vllm_reads_the_raw_scores_that_training_reads(tmp_path: Path) -> None:
         env=os.environ | settings,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=560,
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
     (line,) = [x for x in finished.stdout.splitlines() if x.startswith("SCORES ")]
