@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -122,7 +123,7 @@ class GenerationEndpoint:
             async with aclosing(strategy.blocks(generation, examined)) as chunks:
                 first = beside_engine(generation, examined, self._metrics, _next(chunks))
                 begun = await waiting(first, releasing.comment, every)
-                await releasing.stream_chunks(_all(begun, chunks))
+                await releasing.stream_chunks(_all(begun, chunks, generation.call))
             return
         work = beside_engine(generation, examined, self._metrics, strategy.answer(generation, examined))
         if not generation.call.stream:
@@ -132,18 +133,25 @@ class GenerationEndpoint:
             return
         aligned = await waiting(work, releasing.comment, every)
         examined.report.summary.update(aligned.summary)
-        await releasing.stream_chunks(_all(aligned.payload))
+        await releasing.stream_chunks(_alone(aligned.payload))
 
 
 async def _next(chunks: AsyncGenerator[Payload, None]) -> Payload:
     return await anext(chunks)
 
 
-async def _all(first: Payload, others: AsyncGenerator[Payload, None] | None = None) -> AsyncIterator[Payload]:
+async def _all(first: Payload, others: AsyncGenerator[Payload, None], call: Call) -> AsyncIterator[Payload]:
+    """Both, and the time until each of `others` as the engine's."""
     yield first
-    if others is not None:
-        async for chunk in others:
-            yield chunk
+    began = time.perf_counter()
+    async for chunk in others:
+        call.upstream_s += time.perf_counter() - began
+        yield chunk
+        began = time.perf_counter()
+
+
+async def _alone(payload: Payload) -> AsyncIterator[Payload]:
+    yield payload
 
 
 def _check_policy(request: ChatRequest | CompletionRequest, served: Served) -> None:
