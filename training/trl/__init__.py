@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from datasets.utils import disable_progress_bars
 from huggingface_hub import constants
 
 # TRL reports every trainer that is made to its authors; training here talks to nobody.
 constants.HF_HUB_DISABLE_TELEMETRY = True
+
+# Each of a trainer's passes over a data set would draw a bar of its own beside the run's.
+disable_progress_bars()
