@@ -1,0 +1,1 @@
+"""What critique and revision change: see `loadtests.bench.revision.__main__`."""
