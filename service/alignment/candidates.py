@@ -71,7 +71,7 @@ async def sample(generation: Generation, body: Payload, count: int, done: int = 
         payloads += await together(
             *(ask(generation, _seeded(single, done + number)) for number in range(given, count))
         )
-    candidates = [candidate for payload in payloads for candidate in _candidates(payload)][:count]
+    candidates = [candidate for payload in payloads for candidate in candidates_of(payload)][:count]
     if len(candidates) < count:
         raise ProtocolError("sent a completion without choices", upstream=generation.served.target.model)
     if not body.get(OWN_IDS):
@@ -100,7 +100,8 @@ def _usage(payload: Payload) -> dict[str, Any]:
     return usage if isinstance(usage, dict) else {}
 
 
-def _candidates(payload: Payload) -> list[Candidate]:
+def candidates_of(payload: Payload) -> list[Candidate]:
+    """The choices of a completion object, in order."""
     choices = sorted(payload["choices"], key=lambda choice: count_of(choice.get("index")))
     total = count_of(_usage(payload).get("completion_tokens"))
     lengths = [len(reply_text(choice)) for choice in choices]

@@ -116,6 +116,10 @@ def parse(body: bytes, upstream: str) -> Payload:
     except orjson.JSONDecodeError:
         payload = None
     choices = payload.get("choices") if isinstance(payload, dict) else None
-    if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
+    if not isinstance(choices, list) or not all(map(_readable, choices)):
         raise ProtocolError("sent a reply that is no completion", upstream=upstream)
     return payload  # type: ignore[no-any-return]  # seen above
+
+
+def _readable(choice: Any) -> bool:
+    return isinstance(choice, dict) and isinstance(choice.get("message", {}), dict)

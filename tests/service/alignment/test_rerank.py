@@ -8,17 +8,14 @@ import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from policies.spec import PolicySpec
-from tests.fakes.upstream import Behaviour, FakeUpstream, reset_at_once, stall_before_headers, status
+from tests.fakes.upstream import Behaviour, FakeUpstream, answer, reset_at_once, stall_before_headers, status
 from tests.service.alignment.reward_server import choosing, only, said, scoring, writing
 from tests.service.conftest import Running, text_of, until
-from tests.training.tiny_reward import reward_model
-from training.data.preferences import as_prompt
 
 GUARD = "output: [{guard: patterns, patterns: ['zephyr'], action: block}]\n"
 
@@ -242,6 +239,15 @@ async def test_an_engines_error_is_the_callers_and_a_lost_caller_ends_everything
         await asyncio.wait_for(r.reward.aborted.wait(), 5)
 
 
+@pytest.mark.parametrize("choices", [[], None, [None], [{"index": 0, "message": None}], "text"])
+async def test_an_engine_that_answers_nonsense_is_the_engines_fault(
+    reranking: Callable[..., Any], choices: Any
+) -> None:
+    async with reranking(engine=answer({"choices": choices, "usage": {}})) as r:
+        code, reply = await r.keel.chat(model="mine")
+        assert (code, reply["error"]["code"]) == (502, "upstream_error")
+
+
 # The other methods
 
 
@@ -365,23 +371,6 @@ async def test_below_the_threshold_the_policy_may_refuse(reranking: Callable[...
         # One candidate at temperature 0 must reach the threshold too.
         _, reply = await r.keel.chat(model="mine", temperature=0)
         assert content(reply) == "Sorry."
-
-
-async def test_an_embedded_reward_model_chooses_what_training_would(
-    serve: Callable[..., Any], tmp_path: Path
-) -> None:
-    model = reward_model("encoder", ("helpful", "harmless"))
-    model.save(tmp_path / "reward")
-    replies = ["No.", "You are kind. Hello there.", "It is four. It is four.", "I cannot do that."]
-    question = "Hello there, who is it?"
-    text = f"rerank: {{model: '{tmp_path}/reward', n: 4, reward: {{harmless: 1}}, deadline_ms: 60000}}\n"
-    async with serve({"mine": text}) as keel:
-        keel.upstream.default = choosing(*replies)
-        _, reply = await keel.chat(question, model="mine")
-        scores = model.weighted({"harmless": 1.0}).score([as_prompt(question)] * 4, replies).tolist()
-        best = max(range(4), key=scores.__getitem__)
-        assert content(reply) == replies[best]
-        assert reply["guardrails"]["rerank"]["scores"] == [pytest.approx(scores[best], abs=1e-3)]
 
 
 def test_rules_about_the_whole_reply_do_not_go_with_a_reply_in_pieces() -> None:

@@ -17,6 +17,7 @@ import torch
 
 from policies.alignment import RewardServer
 from policies.base import Upstream
+from service.alignment.candidates import OWN_IDS, candidates_of
 from service.alignment.rewards import Reward
 from service.alignment.rewards_server import RewardServerClient
 from service.engine.config import UpstreamConfig
@@ -153,6 +154,17 @@ async def test_every_method_works_on_vllm_and_pieces_join_to_what_is_said_at_onc
             assert told["scores"][0] == pytest.approx(expected.item(), abs=2e-3)
         chunks = [json.loads(one) for one in (await keel.stream(question, model="blockwise", **sure))[:-1]]
         assert text_of(chunks) == text
+
+        # What the gateway asks its own vLLM: each choice tells its tokens.
+        asked = {"model": vllm_server.model, "messages": [{"role": "user", "content": question}], "n": 3}
+        headers = {"authorization": f"Bearer {vllm_server.api_key}"}
+        url = f"{vllm_server.base_url}/v1/chat/completions"
+        body = {**asked, OWN_IDS: True, "max_tokens": 16, "temperature": 1.2}
+        async with keel.session.post(url, json=body, headers=headers) as response:
+            raw = await response.json()
+        counted = [one.tokens for one in candidates_of(raw)]
+        assert counted == [len(choice["token_ids"]) for choice in raw["choices"]]
+        assert sum(counted) == raw["usage"]["completion_tokens"]
 
         # Warm: candidates differ, the best of them is the reply, and halving saves tokens.
         _, reply = await keel.chat(question, model="best", temperature=1.2, max_tokens=32, seed=1, n=2)

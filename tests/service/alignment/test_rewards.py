@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from tests.fakes.upstream import (
     stall_before_headers,
     status,
 )
-from tests.service.alignment.reward_server import only, scoring
+from tests.service.alignment.reward_server import choosing, only, scoring
 from tests.training.tiny_reward import PROMPTS, REPLIES, reward_model
 from training.data.preferences import as_prompt
 from training.reward_model_ensemble import save_ensemble
@@ -92,6 +92,23 @@ async def test_an_ensembles_members_are_told_apart_and_disagreement_costs(tmp_pa
         assert caught.value.reason == "timeout"
     finally:
         await runtime.aclose()
+
+
+async def test_an_embedded_reward_model_chooses_what_training_would(
+    serve: Callable[..., Any], tmp_path: Path
+) -> None:
+    model = reward_model("encoder", ("helpful", "harmless"))
+    model.save(tmp_path / "reward")
+    replies = ["No.", "You are kind. Hello there.", "It is four. It is four.", "I cannot do that."]
+    question = "Hello there, who is it?"
+    text = f"rerank: {{model: '{tmp_path}/reward', n: 4, reward: {{harmless: 1}}, deadline_ms: 60000}}\n"
+    async with serve({"mine": text}) as keel:
+        keel.upstream.default = choosing(*replies)
+        _, reply = await keel.chat(question, model="mine")
+        scores = model.weighted({"harmless": 1.0}).score([as_prompt(question)] * 4, replies).tolist()
+        best = max(range(4), key=scores.__getitem__)
+        assert reply["choices"][0]["message"]["content"] == replies[best]
+        assert reply["guardrails"]["rerank"]["scores"] == [pytest.approx(scores[best], abs=1e-3)]
 
 
 def test_a_folder_that_is_no_reward_model_is_refused_with_the_reason(tmp_path: Path) -> None:
