@@ -16,7 +16,7 @@ from service.alignment.strategy import Aligned, Single, Strategy
 from service.engine.engine import Engine
 from service.engine.errors import ConnectError
 from service.generation import Generation
-from service.request import Examined
+from service.request import Examined, Refusal
 from tests.fakes.upstream import stall_before_headers, status, well_behaved
 from tests.service.conftest import Running, events, text_of, until
 
@@ -144,3 +144,18 @@ async def test_a_caller_who_goes_away_ends_the_strategy(serve: Callable[..., Any
         await until(lambda: keel.upstream.requests)
         asking.cancel()
         await asyncio.wait_for(keel.upstream.aborted.wait(), 5)
+
+
+async def test_a_refusal_after_comments_goes_into_the_stream_that_has_begun(
+    serve: Callable[..., Any],
+) -> None:
+    async with serve({"mine": GUARDED + "refusal: Sorry.\n"}, limits={"comment_every_s": 0.05}) as keel:
+        install(keel, Scripted(delay=0.2, error=Refusal()))
+        body = {"model": "mine", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
+        async with keel.session.post(keel.url + "/v1/chat/completions", json=body) as response:
+            raw = await response.read()
+        assert raw.startswith(b": keep-alive\n\n")
+        *chunks, done = events(raw.replace(b": keep-alive\n\n", b""))
+        assert text_of([json.loads(one) for one in chunks]) == "Sorry."
+        assert json.loads(chunks[-1])["choices"][0]["finish_reason"] == "content_filter"
+        assert done == b"[DONE]"
