@@ -65,7 +65,9 @@ def cells(file: EvaluationFile, base: EvaluationFile) -> list[str]:
 
 def show_table(config: LoopConfig, work: Path, console: Console) -> None:
     """The table on the terminal."""
-    table = Table("", *COLUMNS)
+    table = Table("")
+    for column in COLUMNS:
+        table.add_column(column, overflow="fold")
     for name, row in rows_of(config, work, by_seed=False):
         table.add_row(name, *row)
     console.print(table)
@@ -82,8 +84,8 @@ def write_results(config: LoopConfig, work: Path, progress: Progress, place: Pat
     draw_against_kl(paths, files, base, pictures / "gold-against-kl.svg")
     parts = [
         _heading(config, progress),
-        _table("Over seeds", rows_of(config, work, by_seed=False)),
-        _table("Each seed", rows_of(config, work, by_seed=True)),
+        _table("The policies", rows_of(config, work, by_seed=False)),
+        *([_table("Each seed", rows_of(config, work, by_seed=True))] if len(config.seeds) > 1 else []),
         _reading(config, files, base, progress),
         _optimisation(paths),
         _served(progress),
@@ -100,9 +102,10 @@ def _heading(config: LoopConfig, progress: Progress) -> str:
     accuracy = ", ".join(f"{v:.3f}" for k, v in results["reward"].items() if k.startswith("accuracy"))
     return f"""# Results: the loop, once around
 
-Written by `keel-train loop --profile {config.profile}` (`make loop`): nothing below was entered by hand.
-Revision `{code_revision()[:12]}`, {platform.machine()}, {os.cpu_count()} cores, {minutes:.1f} minutes in all
-({stages}).
+Written by `keel-train loop --profile {config.profile}`, with what it found, good or bad. `make loop` runs the
+full profile and writes this file anew. Revision `{code_revision()[:12]}`, {platform.machine()},
+{os.cpu_count()} cores, {os.getloadavg()[2]:.0f} processes on them in the last quarter of an hour;
+{minutes:.1f} minutes in all ({stages}).
 
 The world is the demo shop (docs/training/demo.md). {config.demonstrations:,} demonstrations of mixed quality
 trained the SFT model from `{config.base}`; it gave {config.replies} replies to each of
