@@ -93,7 +93,10 @@ def test_bad_rows_can_be_skipped_and_are_counted(tmp_path: Path) -> None:
     assert [error.line for error in skipped] == [2]
 
 
-@pytest.mark.parametrize("content", [b"not gzip", gzip.compress(b'{"turns": ["a", "b"]}\n' * 50)[:-9]])
+CUT = gzip.compress(b'{"turns": ["a", "b"]}\n' * 50)[:-9]
+
+
+@pytest.mark.parametrize("content", [b"not gzip", CUT], ids=["not gzip", "cut off"])
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(content)
