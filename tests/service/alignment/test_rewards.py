@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from guardrails.reward import problems, reward_checkpoint
-from guardrails.reward_torch import serve_folder
+from guardrails.reward_torch import serve_checkpoint, serve_folder
 from guardrails.runtime import Runtime
 from policies.alignment import RerankSpec, RewardServer
 from policies.base import Upstream
@@ -35,6 +35,7 @@ from tests.fakes.upstream import (
 from tests.service.alignment.reward_server import choosing, only, scoring
 from tests.training.tiny_reward import PROMPTS, REPLIES, reward_model
 from training.data.preferences import as_prompt
+from training.publish import Draft, publish
 from training.reward_model_ensemble import save_ensemble
 
 CONVERSATION = (("user", "Hello there, who is it?"),)
@@ -94,21 +95,27 @@ async def test_an_ensembles_members_are_told_apart_and_disagreement_costs(tmp_pa
         await runtime.aclose()
 
 
-async def test_an_embedded_reward_model_chooses_what_training_would(
+async def test_a_published_reward_model_chooses_what_training_would(
     serve: Callable[..., Any], tmp_path: Path
 ) -> None:
     model = reward_model("encoder", ("helpful", "harmless"))
     model.save(tmp_path / "reward")
+    root = tmp_path / "checkpoints"
+    draft = Draft("judge-1", "reward", "reward", config={}, seed=0, code_revision="abc")
+    published = publish(tmp_path / "reward", root, draft, alias="judge")
     replies = ["No.", "You are kind. Hello there.", "It is four. It is four.", "I cannot do that."]
     question = "Hello there, who is it?"
-    text = f"rerank: {{model: '{tmp_path}/reward', n: 4, reward: {{harmless: 1}}, deadline_ms: 60000}}\n"
-    async with serve({"mine": text}) as keel:
+    text = "rerank: {model: judge, n: 4, reward: {harmless: 1}, deadline_ms: 60000}\n"
+    async with serve({"mine": text}, checkpoints=root) as keel:
         keel.upstream.default = choosing(*replies)
         _, reply = await keel.chat(question, model="mine")
         scores = model.weighted({"harmless": 1.0}).score([as_prompt(question)] * 4, replies).tolist()
         best = max(range(4), key=scores.__getitem__)
         assert reply["choices"][0]["message"]["content"] == replies[best]
         assert reply["guardrails"]["rerank"]["scores"] == [pytest.approx(scores[best], abs=1e-3)]
+    (root / "judge-1" / "reward.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"reward\.json"):  # every byte is verified before it is loaded
+        serve_checkpoint(str(root), published.ref)
 
 
 def test_a_folder_that_is_no_reward_model_is_refused_with_the_reason(tmp_path: Path) -> None:
