@@ -65,8 +65,8 @@ class Served:
 
     @property
     def guarded(self) -> bool:
-        """Whether anything is examined at all."""
-        return bool(self.guards.input or self.guards.output)
+        """Whether anything is examined or held back at all."""
+        return bool(self.guards.input or self.guards.output) or self.spec.streaming == "buffer"
 
 
 class Catalog:

@@ -109,12 +109,18 @@ class Releasing:
     async def _stream(self, deltas: AsyncIterator[Sequence[Delta | ChoiceEnd]]) -> None:
         await self._start_stream()
         self._call.state = "releasing"
+        whole = self._served.spec.streaming == "buffer"
+        held: dict[int, list[Piece]] = {}
         try:
             async for item in self._moderated(deltas):
-                if isinstance(item, Piece):
-                    await self._send_text(item)
-                else:
+                if isinstance(item, ChoiceEnded):
+                    for piece in held.pop(item.choice, ()):
+                        await self._send_text(piece)
                     await self._send_ending(item)
+                elif whole:
+                    held.setdefault(item.key.choice, []).append(item)
+                else:
+                    await self._send_text(item)
             if self._open > 0:
                 raise UpstreamFailed("the engine's reply ended before all of its choices did")
         except UpstreamError as error:

@@ -284,3 +284,21 @@ async def test_no_text_in_logs_and_metrics(serve: Serve, log_text: Any) -> None:
         assert marker not in page
         await until(lambda: log_text.getvalue().count('"event":"request"') >= 10)
     assert marker not in log_text.getvalue()
+
+
+@pytest.mark.parametrize("guards", ["", BLOCKING])
+async def test_buffered_replies_go_out_whole(serve: Serve, guards: str) -> None:
+    """Nothing of a reply is sent before its end, with guards or without; an unfinished one shows nothing."""
+    async with serve({"whole": guards + "streaming: buffer\n", "flowing": guards}) as keel:
+        for model, shown in (("flowing", "One word after "), ("whole", "")):
+            keel.upstream.script(fake.stream(["One ", "word ", "after ", "another."], die_after=3))
+            data = await keel.stream(model=model)
+            assert data[-1] == b"[DONE]"
+            chunks = [json.loads(item) for item in data[:-1]]
+            said = [choice["delta"].get("content", "") for c in chunks for choice in c.get("choices", ())]
+            assert "".join(said).startswith(shown) and bool("".join(said)) == bool(shown)
+            assert chunks[-1]["error"]["code"] == "upstream_error"
+        keel.upstream.script(fake.stream(["One ", "word ", "after ", "another."]))
+        chunks = await chunks_of(keel, model="whole")
+        assert text_of(chunks) == "One word after another."
+        assert finish_of(chunks) == ["stop"]
