@@ -216,7 +216,7 @@ def adapter(folder: Path, width: int = 6, layer: str = "layer") -> Path:
     names = {f"base_model.model.{layer}.lora_A.weight": torch.ones(2, width)}
     names[f"base_model.model.{layer}.lora_B.weight"] = torch.ones(4, 2)
     save_file(names, folder / "adapter_model.safetensors")
-    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/home/me/model"}))
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/models/base"}))
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     return folder
 
