@@ -14,12 +14,12 @@ from training.errors import TrainingError
 from training.evaluate.metrics import Figure
 from training.evaluate.report import EvaluationFile, Metric
 from training.loop import run_loop, stages_of
-from training.loop_config import FULL, QUICK, LoopConfig
-from training.loop_measure import gain, pooled
-from training.loop_plots import PpoPath
-from training.loop_progress import Progress, Stage
-from training.loop_report import write_results
-from training.loop_stages import ALIAS, PARENT
+from training.loop.config import FULL, QUICK, LoopConfig
+from training.loop.measure import gain, pooled
+from training.loop.plots import PpoPath
+from training.loop.progress import Progress, Stage
+from training.loop.report import write_results
+from training.loop.stages import ALIAS, PARENT
 from training.provenance import RunRecord
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from policies.registry import Registry
 from training.errors import TrainingError
-from training.loop_gateway import serving
+from training.loop.gateway import serving
 from training.publish import Draft, publish
 
 DEMO = Path(__file__).parents[3] / "checkpoints" / "demo-chat"

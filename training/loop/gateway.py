@@ -25,7 +25,7 @@ from typing import IO
 from openai import OpenAI
 
 from training.errors import TrainingError
-from training.loop_processes import end_with_parent
+from training.loop.processes import end_with_parent
 
 _POLICY = """\
 name: {name}

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from training.loop_config import PROFILES, LoopConfig
-from training.loop_progress import Progress, Result, Stage
-from training.loop_publish import evaluate_all, publish_best, serve_new
-from training.loop_report import show_table, write_results
-from training.loop_stages import collect_preferences, train_base, train_policies, train_rewards
+from training.loop.config import PROFILES, LoopConfig
+from training.loop.progress import Progress, Result, Stage
+from training.loop.publish import evaluate_all, publish_best, serve_new
+from training.loop.report import show_table, write_results
+from training.loop.stages import collect_preferences, train_base, train_policies, train_rewards
 
 
 def run_loop(config: LoopConfig, work: Path, console: Console | None = None) -> Progress:

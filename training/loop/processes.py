@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from training.loop_config import LoopConfig
+from training.loop.config import LoopConfig
 
 _PARENT_DIED = 1  # PR_SET_PDEATHSIG of Linux's prctl(2)
 

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from training.data.preferences import as_prompt
 from training.demo.gold import gold_score
 from training.evaluate.report import EvaluationFile
-from training.loop_measure import figure
+from training.loop.measure import figure
 
 PROXY, GOLD, GREY = "#c2571a", "#1f6f8b", "#8a8a8a"
 _MARKS = {"dpo": "s", "ppo": "o"}

@@ -13,12 +13,12 @@ from training.demo import demo_prompts
 from training.errors import PublishError, TrainingError
 from training.evaluate.replies import read_replies, write_replies
 from training.evaluate.report import EVALUATION_NAME, EvaluationFile
-from training.loop_config import LoopConfig
-from training.loop_gateway import serving
-from training.loop_measure import figure, measure, with_wins
-from training.loop_processes import in_parallel
-from training.loop_progress import Result
-from training.loop_stages import ALIAS, PARENT, base_of, proxy_of
+from training.loop.config import LoopConfig
+from training.loop.gateway import serving
+from training.loop.measure import figure, measure, with_wins
+from training.loop.processes import in_parallel
+from training.loop.progress import Result
+from training.loop.stages import ALIAS, PARENT, base_of, proxy_of
 from training.models import ModelSource, load_policy
 from training.publish import PublishConfig, publish_run
 

@@ -13,11 +13,11 @@ from rich.table import Table
 
 from training.evaluate.metrics import Figure
 from training.evaluate.report import EvaluationFile
-from training.loop_config import LoopConfig
-from training.loop_measure import figure, gain, pooled
-from training.loop_plots import PpoPath, draw_against_kl, draw_over_steps, smooth
-from training.loop_progress import Progress
-from training.loop_publish import BASE, evaluation, policies_of, replies_of
+from training.loop.config import LoopConfig
+from training.loop.measure import figure, gain, pooled
+from training.loop.plots import PpoPath, draw_against_kl, draw_over_steps, smooth
+from training.loop.progress import Progress
+from training.loop.publish import BASE, evaluation, policies_of, replies_of
 from training.provenance import code_revision
 
 COLUMNS = (

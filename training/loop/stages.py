@@ -29,9 +29,9 @@ from training.data.preference_data import (
 from training.data.preferences import Prompt, read_prompts, write_preferences, write_prompts, write_rows
 from training.demo import demo_demonstrations, demo_prompts
 from training.demo.raters import compare_all
-from training.loop_config import LoopConfig
-from training.loop_processes import in_parallel
-from training.loop_progress import Result
+from training.loop.config import LoopConfig
+from training.loop.processes import in_parallel
+from training.loop.progress import Result
 from training.methods.dpo import DpoConfig, run_dpo
 from training.methods.ppo import train_ppo
 from training.methods.ppo_config import PpoConfig
