@@ -14,19 +14,22 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import xgrammar
+from numpy.typing import NDArray
 from vllm import SamplingParams
 from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 from policies.constraints import XARG, from_wire
-from service.alignment.token_rules import Following, Rules, Vocabulary
+from service.alignment.token_rules import Following, Ids, Rules, Vocabulary
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
+Floats = NDArray[np.float32]
 _COMPILED = 64
 
 
@@ -67,26 +70,37 @@ class Constraints(LogitsProcessor):
         process_dict_updates(self._requests, batch_update, self._admit)
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        """Add what is due to the batch's logits [B, V], in one operation for all of its requests."""
+        rows, tokens, amounts = list[Ids](), list[Ids](), list[Floats]()
         for row, request in self._requests.items():
-            request.following.read(request.output)
-            self._constrain(logits[row], request.following)
+            following = request.following
+            following.read(request.output)
+            due = following.forced()
+            if due is not None and torch.isfinite(logits[row, due]):
+                _leave_only(logits[row], due)
+                continue
+            for adjustment in following.adjustments():
+                count = len(adjustment.tokens)
+                rows.append(np.full(count, row))
+                tokens.append(adjustment.tokens)
+                amounts.append(np.full(count, adjustment.amount, dtype=np.float32))
+        if rows:
+            self._add(logits, np.concatenate(rows), np.concatenate(tokens), np.concatenate(amounts))
         return logits
 
-    def _constrain(self, row_V: torch.Tensor, following: Following) -> None:
-        due = following.forced()
-        if due is not None and torch.isfinite(row_V[due]):
-            kept = row_V[due].clone()
-            row_V.fill_(-torch.inf)
-            row_V[due] = kept
+    def _add(self, logits: torch.Tensor, rows: Ids, tokens: Ids, amounts: Floats) -> None:
+        places = (torch.from_numpy(rows).to(self._device), torch.from_numpy(tokens).to(self._device))
+        before_N = logits[places]
+        amounts_N = torch.from_numpy(amounts).to(self._device, logits.dtype)
+        logits.index_put_(places, amounts_N, accumulate=True)
+        banned = np.unique(rows[np.isneginf(amounts)])
+        if not len(banned):
             return
-        before_V: torch.Tensor | None = None
-        for adjustment in following.adjustments():
-            if before_V is None:
-                before_V = row_V.clone()
-            tokens_N = torch.from_numpy(adjustment.tokens).to(self._device)
-            row_V.index_add_(0, tokens_N, torch.full_like(tokens_N, 1, dtype=row_V.dtype) * adjustment.amount)
-        if before_V is not None and not torch.isfinite(row_V).any():
-            row_V.copy_(before_V)
+        banned_R = torch.from_numpy(banned).to(self._device)
+        empty_R = banned_R[logits[banned_R].amax(dim=1).isneginf()]
+        if len(empty_R):
+            yields_N = torch.isin(places[0], empty_R)
+            logits[places[0][yields_N], places[1][yields_N]] = before_N[yields_N]
 
     def _admit(
         self, params: SamplingParams, prompt_ids: list[int] | None, output_ids: list[int]
@@ -106,6 +120,12 @@ class Constraints(LogitsProcessor):
                 self._compiled.popitem(last=False)
         self._compiled.move_to_end(text)
         return rules
+
+
+def _leave_only(row_V: torch.Tensor, token: int) -> None:
+    kept = row_V[token].clone()
+    row_V.fill_(-torch.inf)
+    row_V[token] = kept
 
 
 def _read_vocabulary(vllm_config: VllmConfig) -> Vocabulary:
