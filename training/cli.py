@@ -52,6 +52,8 @@ COMMANDS: dict[str, Command] = {
     "publish": Command("training.publish:main", "verify a finished run and place it into checkpoints/"),
 }
 
+_OURS = ("training", "policies")
+
 
 def usage() -> str:
     width = max(map(len, COMMANDS))
@@ -74,6 +76,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return command.load()(rest)
     except TrainingError as error:
         print(f"keel-train {name}: {error}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] in _OURS:
+            raise
+        print(
+            f"keel-train {name}: needs the package {error.name!r}, which is not part of what serving "
+            "installs; 'make env-dev' installs the training tools",
+            file=sys.stderr,
+        )
         return 1
 
 

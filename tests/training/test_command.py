@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from training import cli
 from training.command import run_command
 from training.config import Config
 from training.errors import ConfigError
@@ -77,3 +78,19 @@ def test_the_command_runs_checks_and_names_the_run(file: Path, capsys: pytest.Ca
     assert command() == 0
     assert command("--run", "elsewhere") == 0
     assert [place for _, _, place in calls] == [Path("runs/ours"), Path("elsewhere")]
+
+
+def test_a_missing_training_package_is_told_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after `make serve`, which installs no TRL."""
+    monkeypatch.setitem(cli.COMMANDS, "dpo", cli.Command("package_that_is_not_there:main", "missing"))
+    assert cli.main(["dpo"]) == 1
+    assert "'package_that_is_not_there'" in (told := capsys.readouterr().err)
+    assert "make env-dev" in told
+
+
+def test_a_module_of_ours_that_is_missing_is_a_fault_and_told_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cli.COMMANDS, "dpo", cli.Command("training.nothing:main", "missing"))
+    with pytest.raises(ModuleNotFoundError):
+        cli.main(["dpo"])
