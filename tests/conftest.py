@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -23,6 +24,8 @@ SERVERS = {
     "nginx": "nginx-light",
     "prometheus": "prometheus",
     "promtool": "prometheus",
+    "initdb": "postgresql",
+    "chromium": "chromium",
     "wrk": "wrk",
 }
 
@@ -44,5 +47,8 @@ def _missing_servers(item: pytest.Item) -> list[str]:
 
 
 def _program(name: str) -> str | None:
-    """Debian keeps servers in sbin, which is on root's PATH only."""
-    return shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
+    """Debian keeps servers in sbin, which is on root's PATH only, and PostgreSQL's in a folder a version."""
+    postgres = sorted(str(folder) for folder in Path("/usr/lib/postgresql").glob("*/bin"))
+    return shutil.which(name) or shutil.which(
+        name, path=":".join(["/usr/sbin", "/usr/local/sbin", *postgres])
+    )
