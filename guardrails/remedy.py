@@ -11,6 +11,7 @@ from policies.spec import ActionName
 
 _ACTIONS = {
     "allow": Action.ALLOW,
+    "log": Action.ALLOW,
     "redact": Action.REDACT,
     "mask": Action.REDACT,
     "hash": Action.REDACT,
@@ -26,7 +27,9 @@ HASH_DIGITS = 16
 class Remedy:
     """Makes a guard's findings.
 
+    log:    the text stays; the finding is told in the gateway's log too.
     redact: the span becomes `replacement`, or the kind of thing it was: `[EMAIL_ADDRESS]`.
+    rewrite: it becomes `replacement`.
     mask:   it becomes a placeholder of the request's vault, put back in the reply.
     hash:   it becomes a keyed digest (HMAC-SHA-256, 64 bits of it): equal values stay recognisable as
             equal, and who lacks the key can't find them by trying.
@@ -35,6 +38,7 @@ class Remedy:
     kind: ActionName
     hash_key: bytes = field(repr=False, default=b"")
     replacement: str | None = None
+    penalty: float = 0.0
 
     @property
     def action(self) -> Action:
@@ -55,6 +59,8 @@ class Remedy:
             action=self.action,
             replacement=self._replacement(entity_type, text[start:end]),
             mask=self.kind == "mask",
+            log=self.kind == "log",
+            penalty=self.penalty,
         )
 
     def _replacement(self, entity_type: str, value: str) -> str | None:
@@ -64,4 +70,4 @@ class Remedy:
             message = f"{entity_type}\0{value}".encode("utf-8", "surrogatepass")
             digest = hmac.new(self.hash_key, message, hashlib.sha256).hexdigest()[:HASH_DIGITS]
             return f"[{entity_type}:{digest}]"
-        return None
+        return self.replacement if self.kind == "rewrite" else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from guardrails import models
@@ -16,6 +16,7 @@ from guardrails.servable import ServableSpec
 from guardrails.verdict import Action, Finding
 from guardrails.views import views
 from guardrails.windows import Window, Windows
+from policies.severity import Levels
 from policies.spec import ClassifierBase
 
 MAX_VIEWS = 4
@@ -40,6 +41,40 @@ Judge = Callable[[Mapping[str, float]], Judgement]
 
 
 @dataclass(frozen=True, slots=True)
+class Steps:
+    """What is done about a label's score: that of the highest step which the score reaches.
+
+    `own` has the labels with a ladder of their own, by entity type. Steps ascend.
+    """
+
+    common: tuple[tuple[float, Remedy], ...]
+    own: Mapping[str, tuple[tuple[float, Remedy], ...]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, spec: ClassifierBase, hash_key: bytes) -> Steps:
+        """The ladders of a guard's settings."""
+        return cls(
+            _steps(spec.ladder, hash_key),
+            {label.upper(): _steps(levels, hash_key) for label, levels in spec.ladders.items()},
+        )
+
+    def remedy(self, entity_type: str, score: float) -> Remedy:
+        """For a label that was flagged, and so has reached its first step."""
+        steps = self.own.get(entity_type, self.common)
+        return next((remedy for at, remedy in reversed(steps) if score >= at), steps[0][1])
+
+    @property
+    def remedies(self) -> tuple[Remedy, ...]:
+        return tuple(remedy for steps in (self.common, *self.own.values()) for _, remedy in steps)
+
+
+def _steps(levels: Levels, hash_key: bytes) -> tuple[tuple[float, Remedy], ...]:
+    return tuple(
+        (level.at, Remedy(level.action, hash_key, level.replacement, level.penalty)) for level in levels
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class ScoreGuard:
     """Scores every piece of a text; a piece that is flagged is a finding over the whole of it."""
 
@@ -47,17 +82,17 @@ class ScoreGuard:
     scope: Scope
     on_error: Action
     deadline: float
-    remedy: Remedy
+    steps: Steps
     servable: ServableSpec
     judge: Judge
 
     @property
     def action(self) -> Action:
-        return self.remedy.action
+        return max(remedy.action for remedy in self.steps.remedies)
 
     @property
     def changes_text(self) -> bool:
-        return self.remedy.changes_text
+        return any(remedy.changes_text for remedy in self.steps.remedies)
 
     @property
     def servables(self) -> frozenset[str]:
@@ -98,7 +133,8 @@ class ScoreExamination:
 
     def _findings(self, flagged: Mapping[str, float], start: int, end: int, text: str) -> Iterable[Finding]:
         for entity_type, score in flagged.items():
-            yield self._guard.remedy.finding(self._guard.name, entity_type, start, end, score, text)
+            remedy = self._guard.steps.remedy(entity_type, score)
+            yield remedy.finding(self._guard.name, entity_type, start, end, score, text)
 
 
 def readings(window: Window) -> list[Excerpt]:
@@ -120,7 +156,7 @@ def score_guard(spec: ClassifierBase, env: GuardEnvironment, judge: Judge) -> Sc
         scope=spec.scope,
         on_error=env.on_error(spec),
         deadline=spec.deadline_ms / 1000,
-        remedy=Remedy(spec.action, env.hash_key),
+        steps=Steps.of(spec, env.hash_key),
         servable=models.classifier(spec.model, env),
         judge=judge,
     )

@@ -32,7 +32,9 @@ class Finding:
 
     `start` and `end` are offsets in code points into the text as it was received, end exclusive.
     `replacement` is what a REDACT or REWRITE finding puts in the span's place; with `mask` the request's
-    own vault names the placeholder instead, and the original is put back in the reply.
+    own vault names the placeholder instead, and the original is put back in the reply. `log` asks for a
+    line in the gateway's log, whatever the action. `penalty` is a soft constraint: what a candidate reply
+    with this finding loses when replies are ranked.
     """
 
     start: int
@@ -43,6 +45,8 @@ class Finding:
     action: Action = Action.ALLOW
     replacement: str | None = None
     mask: bool = False
+    log: bool = False
+    penalty: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.start <= self.end:
@@ -55,7 +59,8 @@ class Finding:
     def _order(self) -> tuple[object, ...]:
         what = (self.guard, self.entity_type, self.score, self.action)
         # None compares with no text.
-        return (self.start, self.end, *what, self.replacement is not None, self.replacement or "", self.mask)
+        replacement = (self.replacement is not None, self.replacement or "")
+        return (self.start, self.end, *what, *replacement, self.mask, self.log, self.penalty)
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -149,7 +149,7 @@ def _problems(details: ErrorDetails, where: _Place) -> Iterator[Problem]:
     loc = where.loc
     match kind:
         case "policy":
-            yield from (Problem(tuple(at), message) for at, message in context["problems"])
+            yield from (Problem((*loc, *at), message) for at, message in context["problems"])
         case "extra_forbidden":
             known = list(where.owner.model_fields) if where.owner else []
             yield Problem(loc, f"unknown key{suggestion(str(loc[-1]), known)}")

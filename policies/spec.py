@@ -7,7 +7,7 @@ because a policy must be checked where neither a guard nor its model can be impo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -17,11 +17,19 @@ from policies.alignment import RerankSpec, ReviseSpec
 from policies.base import Frozen, Name, Upstream
 from policies.constraints import Constraint
 from policies.errors import Loc, Problem
+from policies.severity import Level, Levels, ladder_problems
 
-ActionName = Literal["allow", "redact", "mask", "hash", "rewrite", "escalate", "block"]
+ActionName = Literal["allow", "log", "redact", "mask", "hash", "rewrite", "escalate", "block"]
 OnError = Literal["block", "allow", "escalate"]
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+def located(problems: Iterable[Problem]) -> PydanticCustomError:
+    """One error for pydantic that keeps each problem's place, for `policies.explain` to tell."""
+    problems = list(problems)
+    summary = "; ".join(message for _, message in problems)
+    return PydanticCustomError("policy", "{summary}", {"summary": summary, "problems": problems})
 
 
 class ModelRef(Frozen):
@@ -71,7 +79,7 @@ class PatternsSpec(GuardBase):
     builtin: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
     normalize: bool = True
-    action: Literal["allow", "redact", "mask", "hash", "escalate", "block"] = "block"
+    action: Literal["allow", "log", "redact", "mask", "hash", "escalate", "block"] = "block"
     replacement: str | None = None
 
     @model_validator(mode="after")
@@ -87,7 +95,7 @@ class SecretsSpec(GuardBase):
     guard: Literal["secrets"] = "secrets"
     kinds: tuple[str, ...] = ()
     entropy: bool = True
-    action: Literal["allow", "redact", "mask", "hash", "escalate", "block"] = "redact"
+    action: Literal["allow", "log", "redact", "mask", "hash", "escalate", "block"] = "redact"
 
 
 class PiiSpec(GuardBase):
@@ -103,7 +111,7 @@ class PiiSpec(GuardBase):
     ner: str = "embedded"
     threshold: Probability = 0.4
     allow_list: tuple[str, ...] = ()
-    action: Literal["allow", "redact", "mask", "hash", "escalate", "block"] = "redact"
+    action: Literal["allow", "log", "redact", "mask", "hash", "escalate", "block"] = "redact"
 
 
 class DetoxifyRef(Frozen):
@@ -123,19 +131,59 @@ class DetoxifyRef(Frozen):
 
 
 class ClassifierBase(GuardBase):
-    """A guard that scores text with a classifier: a checkpoint's name by default."""
+    """A guard that scores text with a classifier: a checkpoint's name by default.
+
+    `threshold` and `action` are one step; `levels` takes their place with several, and `categories` gives
+    single labels a ladder of their own.
+    """
 
     model: str | DetoxifyRef = "keel-guard"
     scope: Literal["segment", "document"] = "segment"
-    action: Literal["allow", "redact", "escalate", "block"] = "block"
+    threshold: Probability = 0.7
+    action: Literal["allow", "log", "redact", "escalate", "block"] = "block"
+    levels: Levels = ()
+    categories: dict[str, Levels] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _steps_fit(self) -> Self:
+        problems = [*ladder_problems(self.levels, self.categories), *self._said_twice()]
+        if problems:
+            raise located(problems)
+        return self
+
+    def _said_twice(self) -> Iterator[Problem]:
+        for key in ("threshold", "action"):
+            if self.levels and key in self.model_fields_set:
+                yield Problem((key,), f"'levels' says it already: give {key!r} or 'levels', not both")
+
+    @property
+    def ladder(self) -> Levels:
+        """What holds for every label that has no ladder of its own."""
+        return self.levels or (Level(at=self.threshold, action=self.action),)
+
+    @property
+    def ladders(self) -> Mapping[str, Levels]:
+        """The labels that have one."""
+        return self.categories
 
 
 class ToxicitySpec(ClassifierBase):
     """Detoxify's labels; `thresholds` overrides `threshold` label by label."""
 
     guard: Literal["toxicity"] = "toxicity"
-    threshold: Probability = 0.7
     thresholds: dict[str, Probability] = Field(default_factory=dict)
+
+    def _said_twice(self) -> Iterator[Problem]:
+        yield from super()._said_twice()
+        for label in self.thresholds:
+            if self.levels or label in self.categories:
+                where = "categories" if label in self.categories else "levels"
+                yield Problem(("thresholds", label), f"{where!r} says it already: give one of the two")
+
+    @property
+    def ladders(self) -> Mapping[str, Levels]:
+        single = {label: (Level(at=at, action=self.action),) for label, at in self.thresholds.items()}
+        return single | self.categories
 
 
 class InjectionSpec(ClassifierBase):
@@ -157,7 +205,7 @@ class TopicsSpec(GuardBase):
 
     guard: Literal["topics"] = "topics"
     deny: Annotated[dict[str, Topic], Field(min_length=1)]
-    action: Literal["allow", "escalate", "block"] = "block"
+    action: Literal["allow", "log", "escalate", "block"] = "block"
 
 
 class ToolCallsSpec(GuardBase):
@@ -169,7 +217,7 @@ class ToolCallsSpec(GuardBase):
     validate_arguments: bool = True
     schemas: dict[str, dict[str, Any]] = Field(default_factory=dict)
     arguments: tuple[ArgumentGuard, ...] = ()
-    action: Literal["allow", "escalate", "block"] = "block"
+    action: Literal["allow", "log", "escalate", "block"] = "block"
 
 
 ArgumentGuard = Annotated[
@@ -213,8 +261,7 @@ class PolicySpec(Frozen):
             *self._cut_constraints(),
         ]
         if problems:
-            summary = "; ".join(message for _, message in problems)
-            raise PydanticCustomError("policy", "{summary}", {"summary": summary, "problems": problems})
+            raise located(problems)
         return self
 
     def with_model(self, model: ModelRef) -> PolicySpec:

@@ -269,7 +269,7 @@ class Releasing:
         for key, moderator in self._moderators.items():
             verdict = moderator.verdict
             self._report.add_output(key.choice, key.channel, verdict)
-            count(self._metrics, "output", verdict)
+            count(self._metrics, "output", verdict, self._call)
             count_times(self._metrics, "output", moderator.reports())
         self._moderators.clear()
         if self._call.state != "releasing":

@@ -6,14 +6,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+import structlog
+
 from guardrails.chain import ChainResult, GuardReport
 from guardrails.guard import Stage
 from guardrails.verdict import Action, Failure, Finding, Verdict
 from service.conversation import Place
+from service.http import Call
 from service.telemetry.metrics import Metrics, child
 
 if TYPE_CHECKING:  # the catalog makes strategies, which know this module
     from service.catalog import Served
+
+logger = structlog.get_logger(__name__)
 
 Status = Literal["passed", "modified", "blocked"]
 
@@ -99,12 +104,27 @@ def _finding(finding: Finding) -> dict[str, Any]:
     }
 
 
-def count(metrics: Metrics, stage: Stage, verdict: Verdict) -> None:
-    """Findings and failures into the metrics."""
+def count(metrics: Metrics, stage: Stage, verdict: Verdict, call: Call | None = None) -> None:
+    """Findings and failures into the metrics; a call's findings that ask for it into the log too."""
     for finding in verdict.findings:
+        if finding.log and call is not None:
+            _log(stage, finding, call)
         child(metrics.findings, finding.guard, finding.entity_type, finding.action.name.lower(), stage).inc()
     for failure in verdict.failures:
         child(metrics.guard_errors, failure.guard, failure.reason, stage).inc()
+
+
+def _log(stage: Stage, finding: Finding, call: Call) -> None:
+    logger.info(
+        "finding",
+        request_id=call.id,
+        policy=call.policy,
+        caller=call.caller.name if call.caller else None,
+        stage=stage,
+        guard=finding.guard,
+        category=finding.entity_type,
+        score=round(finding.score, 4),
+    )
 
 
 def count_times(metrics: Metrics, stage: Stage, reports: Iterable[GuardReport]) -> None:

@@ -116,7 +116,7 @@ def _conclude(generation: Generation, examined: Examined, result: ChainResult, m
     served, report = generation.served, examined.report
     report.add_input(examined.places, result)
     for part in result.parts:
-        count(metrics, "input", part.verdict)
+        count(metrics, "input", part.verdict, generation.call)
         count_times(metrics, "input", part.reports)
     if not result.action.withholds:
         return

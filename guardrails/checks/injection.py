@@ -29,9 +29,13 @@ class Threshold:
 
 def build(spec: InjectionSpec, env: GuardEnvironment) -> ScoreGuard:
     """The guard of `spec`. Raises what `guardrails.models.classifier` does."""
-    return score_guard(spec, env, Threshold(spec.threshold))
+    ladder = spec.ladders.get(LABEL, spec.ladder)
+    return score_guard(spec, env, Threshold(ladder[0].at))
 
 
 def problems(spec: InjectionSpec, env: GuardEnvironment) -> Iterator[Problem]:
-    """A model that isn't there."""
+    """A model that isn't there, and levels for labels that this guard doesn't report."""
     yield from models.problems(spec.model, env, "model")
+    for label in spec.categories:
+        if label != LABEL:
+            yield Problem(("categories", label), f"this guard reports {LABEL!r} only: write 'levels'")

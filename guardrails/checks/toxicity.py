@@ -38,14 +38,16 @@ class Thresholds:
 
 def build(spec: ToxicitySpec, env: GuardEnvironment) -> ScoreGuard:
     """The guard of `spec`. Raises what `guardrails.models.classifier` does."""
-    return score_guard(spec, env, Thresholds(spec.threshold, dict(spec.thresholds)))
+    own = {label: levels[0].at for label, levels in spec.ladders.items()}
+    return score_guard(spec, env, Thresholds(spec.ladder[0].at, own))
 
 
 def problems(spec: ToxicitySpec, env: GuardEnvironment) -> Iterator[Problem]:
-    """A model that isn't there, and thresholds for labels that it doesn't have."""
+    """A model that isn't there, and thresholds or levels for labels that it doesn't have."""
     yield from models.problems(spec.model, env, "model")
     labels = models.labels(spec.model, env)
-    for label in spec.thresholds:
-        if labels and label not in labels:
-            known = ", ".join(sorted(labels))
-            yield Problem(("thresholds", label), f"the model has no label {label!r}; it has: {known}")
+    for key, named in (("thresholds", spec.thresholds), ("categories", spec.categories)):
+        for label in named:
+            if labels and label not in labels:
+                known = ", ".join(sorted(labels))
+                yield Problem((key, label), f"the model has no label {label!r}; it has: {known}")

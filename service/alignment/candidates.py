@@ -27,7 +27,7 @@ MAX_SEED = 2**63
 class Candidate:
     """One reply that could be given. `tokens` is exact where the engine tells, else its share by length.
 
-    `done` is False for one that was only begun.
+    `done` is False for one that was only begun. `penalty` is taken off its score for what guards found.
     """
 
     choice: dict[str, Any]
@@ -35,6 +35,7 @@ class Candidate:
     blocked: bool = False
     done: bool = True
     score: float | None = None
+    penalty: float = 0.0
 
     @property
     def text(self) -> str:
@@ -130,7 +131,7 @@ async def examine(
     choices = [{**one.choice, "index": index} for index, one in enumerate(candidates)]
     seen = await inspect_choices({"choices": choices}, generation, examined, runner)
     for index, one in enumerate(candidates):
-        one.blocked = seen[index].withheld
+        one.blocked, one.penalty = seen[index].withheld, seen[index].penalty
 
 
 @dataclass(slots=True)

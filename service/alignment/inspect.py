@@ -33,6 +33,15 @@ class Inspected:
         """Whether a guard found anything, whatever its action, or failed to look."""
         return self.withheld or any(verdict.findings or verdict.failures for _, verdict in self.verdicts)
 
+    @property
+    def penalty(self) -> float:
+        """What the soft constraints take off its score: for each guard and category the highest reached."""
+        highest: dict[tuple[str, str], float] = {}
+        for finding in (finding for _, verdict in self.verdicts for finding in verdict.findings):
+            kind = (finding.guard, finding.entity_type)
+            highest[kind] = max(finding.penalty, highest.get(kind, 0.0))
+        return sum(highest.values())
+
 
 async def inspect_choices(
     payload: Payload, generation: Generation, examined: Examined, runner: JobRunner

@@ -171,7 +171,7 @@ class Rerank:
             return
         penalty = self._spec.length_penalty / 100
         for one, score in zip(candidates, scores, strict=True):
-            one.score = score - penalty * one.tokens
+            one.score = score - penalty * one.tokens - one.penalty
 
     # The choice
 

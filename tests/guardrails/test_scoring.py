@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from guardrails.checks import injection, pii, toxicity
+from guardrails.classifier import Output
 from guardrails.guard import Context, Guard
 from guardrails.scoring import MAX_VIEWS, ScoreGuard
 from guardrails.stream import Moderator
 from guardrails.verdict import Action
+from policies.severity import Level
 from policies.spec import DetoxifyRef, InjectionSpec, PiiSpec, ToxicitySpec
 from tests.guardrails.conftest import Workers
 
@@ -82,6 +84,38 @@ class TestToxicity:
         assert judgement.flagged == {"TOXICITY": 0.7, "INSULT": 0.3}
         assert judgement.scores.keys() == {"toxicity", "insult", "threat", "harm"}
 
+    def test_the_highest_step_that_a_score_reaches_says_what_is_done(self, workers: Workers) -> None:
+        guard = toxic(
+            workers,
+            levels=[
+                Level(at=0.3, action="log", penalty=0.5),
+                Level(at=0.6, action="rewrite", replacement="(left out)"),
+                Level(at=0.9, action="block"),
+            ],
+            categories={"threat": (Level(at=0.2, action="escalate"),)},
+        )
+        assert guard.changes_text
+        assert guard.action == Action.BLOCK
+        examination = guard.examine(Context())
+        read = examination.advance("Some words that were scored elsewhere.", True).jobs[0].read
+
+        def found(**scores: float) -> dict[str, tuple[Action, bool, float, str | None]]:
+            answer = read(Output(scores))
+            return {f.entity_type: (f.action, f.log, f.penalty, f.replacement) for f in answer.findings}
+
+        assert found(toxicity=0.29, threat=0.19) == {}
+        assert found(toxicity=0.3) == {"TOXICITY": (Action.ALLOW, True, 0.5, None)}
+        assert found(toxicity=0.6) == {"TOXICITY": (Action.REWRITE, False, 0.0, "(left out)")}
+        assert found(toxicity=0.9, threat=0.2) == {
+            "TOXICITY": (Action.BLOCK, False, 0.0, None),
+            "THREAT": (Action.ESCALATE, False, 0.0, None),
+        }
+
+    def test_a_step_that_rewrites_says_something_else_in_its_place(self, workers: Workers) -> None:
+        levels = (Level(at=0.7, action="rewrite", replacement="(left out) "),)
+        moderator = Moderator([toxic(workers, levels=levels)], Context())
+        assert workers.moderate(moderator, KIND + RUDE + KIND) == KIND + "(left out) " + KIND
+
     def test_thresholds_for_labels_that_there_are_not(self, workers: Workers) -> None:
         spec = ToxicitySpec(thresholds={"insult": 0.5, "rudeness": 0.5})
         (problem,) = toxicity.problems(spec, workers.environment)
@@ -89,6 +123,9 @@ class TestToxicity:
         assert "insult" in problem.message
         (problem,) = toxicity.problems(ToxicitySpec(model="no-such"), workers.environment)
         assert problem.loc == ("model",)
+        ladder = {"rudeness": (Level(at=0.5, action="block"),)}
+        (problem,) = toxicity.problems(ToxicitySpec(categories=ladder), workers.environment)
+        assert problem.loc == ("categories", "rudeness")
         missing = DetoxifyRef(path="/nowhere/x.ckpt", sha256="0" * 64)
         (problem,) = toxicity.problems(ToxicitySpec(model=missing), workers.environment)
         assert problem.loc == ("model", "path")

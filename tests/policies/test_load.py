@@ -88,7 +88,7 @@ SAID = [
     "15:41: input[4].model.detoxify: can't be 'orginal'; did you mean 'original'?",
     "16:30: input[5].model: 'path' needs 'sha256': a pickle is opened only when its digest is known",
     "18:62: output[0].arguments[0].action: can't be 'rewrit'; "
-    "known are: allow, redact, mask, hash, escalate, block",
+    "known are: allow, log, redact, mask, hash, escalate, block",
     "18:85: output[0].schemas.x: must be a mapping of keys to values, not 1",
     "19:41: output[1].deny.a.phrases: must have at least 1, not 0",
 ]

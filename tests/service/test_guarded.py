@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from typing import Any
 
@@ -302,3 +303,23 @@ async def test_buffered_replies_go_out_whole(serve: Serve, guards: str) -> None:
         chunks = await chunks_of(keel, model="whole")
         assert text_of(chunks) == "One word after another."
         assert finish_of(chunks) == ["stop"]
+
+
+async def test_what_is_to_be_logged_is_logged_without_the_text(serve: Serve, log_text: io.StringIO) -> None:
+    policy = "output: [{guard: patterns, label: watch, patterns: ['zephyr'], action: log}]\n"
+    async with serve({"watching": policy}) as keel:
+        keel.upstream.default = fake.answer(fake.completion("of zephyr"))
+        status, answer = await keel.chat(model="watching")
+        assert (status, answer["choices"][0]["message"]["content"]) == (200, "of zephyr")
+        assert answer["guardrails"]["status"] == "passed"
+        assert [finding["action"] for finding in answer["guardrails"]["output"]] == ["allow"]
+        await until(lambda: '"finding"' in log_text.getvalue())
+    lines = [json.loads(line) for line in log_text.getvalue().splitlines()]
+    (line,) = [line for line in lines if line["event"] == "finding"]
+    assert (line["policy"], line["stage"], line["guard"], line["category"]) == (
+        "watching",
+        "output",
+        "watch",
+        "PATTERN",
+    )
+    assert "zephyr" not in log_text.getvalue()

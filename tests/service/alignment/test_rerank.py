@@ -96,6 +96,17 @@ async def test_the_best_of_n_is_the_reply_and_its_cost_is_told(reranking: Callab
         assert await r.metric('keel_reward_score_count{model="mine",which="all"}') == 3
 
 
+async def test_a_soft_constraint_costs_a_candidate_its_place(reranking: Callable[..., Any]) -> None:
+    guard = (
+        "output: [{guard: toxicity, model: keel-guard, levels: [{at: 0.5, action: allow, penalty: 100}]}]\n"
+    )
+    rude = "You are a stupid worthless idiot and I hate you."
+    async with reranking(engine=choosing("a", rude, "bb"), policy=guard) as r:
+        _, reply = await r.keel.chat(model="mine")
+        assert content(reply) == "bb"
+        assert reply["guardrails"]["rerank"]["scores"] == [2.0]
+
+
 async def test_a_stream_gives_what_a_whole_reply_gives(reranking: Callable[..., Any]) -> None:
     async with reranking() as r:
         data = await r.keel.stream(model="mine", stream_options={"include_usage": True})
