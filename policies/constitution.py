@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
 
 from policies.base import Frozen, Name
 from policies.document import Document, parse_document, read_document
-from policies.errors import Fault, PolicyError, Problem
+from policies.errors import Fault, PolicyError, Problem, located
 from policies.explain import explain
 
 SHIPPED = Path(__file__).parent / "constitutions"
@@ -69,8 +68,7 @@ class Constitution(Frozen):
     @model_validator(mode="after")
     def _ids_differ(self) -> Self:
         if problems := list(self._used_twice()):
-            summary = "; ".join(message for _, message in problems)
-            raise PydanticCustomError("policy", "{summary}", {"summary": summary, "problems": problems})
+            raise located(problems)
         return self
 
     @property

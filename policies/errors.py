@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from pydantic_core import PydanticCustomError
+
 Loc = tuple[str | int, ...]
 
 
@@ -15,6 +17,13 @@ class Problem(NamedTuple):
 
     loc: Loc
     message: str
+
+
+def located(problems: Iterable[Problem]) -> PydanticCustomError:
+    """One error for pydantic that keeps the place of each problem, for `policies.explain` to tell."""
+    found = list(problems)
+    summary = "; ".join(problem.message for problem in found)
+    return PydanticCustomError("policy", "{summary}", {"summary": summary, "problems": found})
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -18,9 +18,10 @@ from pydantic import ValidationError
 from policies.alignment import JudgeServer, RewardServer
 from policies.document import Mark, read_document
 from policies.errors import Fault, PolicyError, Problem, UnknownPolicy
-from policies.explain import explain, place
+from policies.explain import dotted, explain, place
 from policies.registry import RegistryError
 from policies.spec import ClassifierBase, ModelRef, PolicySpec, ToolCallsSpec
+from policies.tenants import TenantFile, TenantSpec, unknown_settings, variants
 from policies.watch import Fingerprint, fingerprint, policy_files, settled_changes
 
 SHIPPED = Path(__file__).parent / "library"
@@ -42,15 +43,17 @@ class LoadedPolicy:
     """A policy as it was read: immutable, so that a request keeps what it began with.
 
     `digest` is the hex SHA-256 of the spec's canonical JSON; it changes exactly when the policy does.
+    `tenant` is whose variant it is, where it isn't everybody's.
     """
 
     spec: PolicySpec
     digest: str
     path: Path | None = None
+    tenant: TenantSpec | None = None
 
     @classmethod
-    def of(cls, spec: PolicySpec, path: Path | None = None) -> LoadedPolicy:
-        return cls(spec, digest(spec), path)
+    def of(cls, spec: PolicySpec, path: Path | None = None, tenant: TenantSpec | None = None) -> LoadedPolicy:
+        return cls(spec, digest(spec), path, tenant)
 
     @property
     def name(self) -> str:
@@ -90,10 +93,16 @@ def load_policy(
         raise PolicyError(explain(error, document, path)) from None
     if model is not None:
         spec = spec.with_model(model)
-    problems = [*_missing_checkpoints(spec, registry), *_missing_keys(spec), *(check(spec) if check else ())]
+    problems = [*_problems(spec, registry, check), *unknown_settings(spec)]
     if problems:
         raise PolicyError(place(problem, document, path) for problem in problems)
     return LoadedPolicy.of(spec, path)
+
+
+def _problems(spec: PolicySpec, registry: Checkpoints | None, check: Check | None) -> Iterator[Problem]:
+    yield from _missing_checkpoints(spec, registry)
+    yield from _missing_keys(spec)
+    yield from check(spec) if check else ()
 
 
 def _missing_checkpoints(spec: PolicySpec, registry: Checkpoints | None) -> Iterable[Problem]:
@@ -169,7 +178,8 @@ class PolicyLibrary:
 
     Later folders override earlier ones, and all of them the shipped policies. Within one folder a name may
     be used once. `reload` swaps all policies in one step; what is wrong is not taken over, and the policy
-    that stood before still stands. Safe to read from any thread at any time.
+    that stood before still stands. Tenants' variants are policies called `policy#tenant`. Safe to read from
+    any thread at any time.
     """
 
     def __init__(
@@ -180,15 +190,19 @@ class PolicyLibrary:
         check: Check | None = None,
         model: ModelRef | None = None,
         shipped: Path | None = SHIPPED,
+        tenants: Sequence[Path] = (),
         strict: bool = True,
     ) -> None:
         """Loads everything; raises `PolicyError` with all that is wrong in all files.
 
         model:  what answers under the shipped policies, in place of the checkpoint that they name.
+        tenants: folders of tenants' files.
         strict: False leaves out what is wrong, for those who look at one policy and don't serve.
         """
         self._shipped = shipped
         self._folders = [*([shipped] if shipped else []), *map(Path, dirs)]
+        self._tenants = [Path(folder) for folder in tenants]
+        self._tenant_files: dict[Path, TenantFile] = {}
         self._registry, self._check, self._model = registry, check, model
         self._lock = threading.Lock()
         self._files: dict[Path, LoadedPolicy] = {}
@@ -216,9 +230,10 @@ class PolicyLibrary:
     def reload(self) -> ReloadOutcome:
         """Reads all files anew. Never raises for what is in them: see `ReloadOutcome.faults`."""
         with self._lock:
-            self._seen = fingerprint(self._folders)
+            self._seen = fingerprint([*self._folders, *self._tenants])
             files, faults = self._read_all()
             before, after = self._policies, {policy.name: policy for policy in files.values()}
+            after |= self._variants(after, faults)
             self._files, self._policies = files, MappingProxyType(after)
         return ReloadOutcome(
             policies=self._policies,
@@ -232,7 +247,8 @@ class PolicyLibrary:
 
     async def watch(self, *, poll: float = 5.0, settle: float = 0.3) -> AsyncIterator[ReloadOutcome]:
         """Reloads when files change, and yields what came of it; ends when the caller stops iterating."""
-        async for _ in settled_changes(self._folders, lambda: self._seen, poll=poll, settle=settle):
+        folders = [*self._folders, *self._tenants]
+        async for _ in settled_changes(folders, lambda: self._seen, poll=poll, settle=settle):
             outcome = await asyncio.to_thread(self.reload)
             if outcome:
                 yield outcome
@@ -245,6 +261,44 @@ class PolicyLibrary:
             found = self._read_folder(folder, faults)
             files |= self._without_twins(found, faults)
         return files, faults
+
+    def _variants(self, owners: Mapping[str, LoadedPolicy], faults: list[Fault]) -> dict[str, LoadedPolicy]:
+        """The tenants' own policies. One that can't be had anew is still what it was, if there was one."""
+        tenants = dict(self._read_tenants(faults))
+        self._tenant_files = tenants
+
+        def make(spec: PolicySpec, file: TenantFile) -> LoadedPolicy:
+            problems = [*_problems(spec, self._registry, self._check)]
+            if problems:
+                told = [Problem(("policies", spec.name), f"{dotted(p.loc)}{p.message}") for p in problems]
+                raise file.refuse(told)
+            return LoadedPolicy.of(spec, file.path, file.spec)
+
+        specs = {name: policy.spec for name, policy in owners.items()}
+        found, wrong = variants(tenants.values(), specs, make)
+        faults += wrong
+        kept = {file.path for file in tenants.values()} & {fault.path for fault in wrong}
+        former = {
+            name: policy
+            for name, policy in self._policies.items()
+            if policy.tenant is not None and policy.path in kept and policy.name in owners
+        }
+        return former | found
+
+    def _read_tenants(self, faults: list[Fault]) -> Iterator[tuple[Path, TenantFile]]:
+        for folder in self._tenants:
+            try:
+                paths = policy_files(folder)
+            except OSError as error:
+                faults.append(Fault(folder, 1, 1, f"can't be read: {error.strerror or error}"))
+                paths = [path for path in self._tenant_files if path.parent == folder]
+            for path in paths:
+                try:
+                    yield path, TenantFile.read(path)
+                except PolicyError as error:
+                    faults += error.faults
+                    if path in self._tenant_files:
+                        yield path, self._tenant_files[path]
 
     def _read_folder(self, folder: Path, faults: list[Fault]) -> dict[Path, LoadedPolicy]:
         try:

@@ -7,29 +7,22 @@ because a policy must be checked where neither a guard nor its model can be impo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
 
+from policies.adjustable import Adjustable
 from policies.alignment import RerankSpec, ReviseSpec
 from policies.base import Frozen, Name, Upstream
 from policies.constraints import Constraint
-from policies.errors import Loc, Problem
+from policies.errors import Loc, Problem, located
 from policies.severity import Level, Levels, ladder_problems
 
 ActionName = Literal["allow", "log", "redact", "mask", "hash", "rewrite", "escalate", "block"]
 OnError = Literal["block", "allow", "escalate"]
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-def located(problems: Iterable[Problem]) -> PydanticCustomError:
-    """One error for pydantic that keeps each problem's place, for `policies.explain` to tell."""
-    problems = list(problems)
-    summary = "; ".join(message for _, message in problems)
-    return PydanticCustomError("policy", "{summary}", {"summary": summary, "problems": problems})
 
 
 class ModelRef(Frozen):
@@ -249,6 +242,7 @@ class PolicySpec(Frozen):
     refusal: str = "I can't help with that."
     expose: Literal["none", "summary", "findings"] = "findings"
     max_n: Annotated[int, Field(ge=1, le=128)] = 16
+    adjustable: tuple[Adjustable, ...] = ()
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

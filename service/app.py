@@ -69,6 +69,7 @@ class Gateway:
             check=lambda spec: problems(spec, self.environment),
             model=ModelRef(upstream=settings.upstream) if settings.upstream else None,
             shipped=SHIPPED if settings.shipped_policies else None,
+            tenants=settings.tenants,
         )
         self.callers = Callers(
             KeyFile(settings.key_file),

@@ -22,6 +22,7 @@ from policies.load import LoadedPolicy
 from policies.spec import PolicySpec
 from service.alignment.build import StrategyError, strategy_for
 from service.alignment.strategy import Means, Strategy
+from service.auth import Caller
 from service.engine.engine import Engine
 from service.engines import Engines
 from service.http import Header
@@ -88,18 +89,25 @@ class Catalog:
         self._metrics = metrics
         self._means = Means(engines, runtime, environment.registry, metrics, self.get, state_dir)
         self._served: Mapping[str, Served] = {}
+        self._tenants: Mapping[tuple[str, str], Served] = {}  # by a key's name and a policy's
         self._changing = asyncio.Lock()
 
-    def get(self, name: str) -> Served:
-        """The policy of this name. Raises `ModelNotFound`."""
+    def get(self, name: str, caller: Caller | None = None) -> Served:
+        """The policy of this name, as `caller` has it. Raises `ModelNotFound`."""
         served = self._served.get(name)
-        if served is None:
-            raise ModelNotFound(name, sorted(self._served))
+        if served is None or served.policy.tenant is not None:
+            raise ModelNotFound(name, [served.name for served in self.all()])
+        if caller is not None and self._tenants:
+            return self._tenants.get((caller.name, name), served)
         return served
 
     def all(self) -> list[Served]:
-        """Every policy, by name."""
-        return [served for _, served in sorted(self._served.items())]
+        """Every policy, by name, without the tenants' variants."""
+        return [served for _, served in sorted(self._served.items()) if served.policy.tenant is None]
+
+    def variants(self) -> list[Served]:
+        """The tenants' own."""
+        return [served for _, served in sorted(self._served.items()) if served.policy.tenant is not None]
 
     async def replace(self, policies: Mapping[str, LoadedPolicy]) -> None:
         """Serve exactly these from now on, once their guards and engines are up.
@@ -109,7 +117,7 @@ class Catalog:
         """
         async with self._changing:
             try:
-                fresh = {name: await self._bind(policy) for name, policy in policies.items()}
+                fresh = {name: await self._bind(name, policy) for name, policy in policies.items()}
                 _check_judges(fresh)
                 servables: dict[str, ServableSpec] = {}
                 for served in fresh.values():
@@ -123,15 +131,15 @@ class Catalog:
                     starting.cancel()
                     raise
                 await asyncio.to_thread(_prepare, [served.guards for served in fresh.values()])
-                self._served = fresh
+                self._served, self._tenants = fresh, _by_key(fresh.values())
             finally:
                 self._engines.retire(
                     [engine for served in self._served.values() for engine in served.engines]
                 )
             self._publish()
 
-    async def _bind(self, policy: LoadedPolicy) -> Served:
-        known = self._served.get(policy.name)
+    async def _bind(self, name: str, policy: LoadedPolicy) -> Served:
+        known = self._served.get(name)
         engine, model, checkpoint = self._engines.engine_for(policy.spec)
         if known is not None and known.policy == policy and known.target.engine is engine:
             return known
@@ -156,6 +164,14 @@ class Catalog:
             self._metrics.policy_info.labels(served.name, served.policy.digest).set(1)
             name, _, digest = served.target.checkpoint.partition("@")
             self._metrics.checkpoint_info.labels(name, digest).set(1)
+
+
+def _by_key(policies: Iterable[Served]) -> dict[tuple[str, str], Served]:
+    found = {}
+    for served in policies:
+        for key in served.policy.tenant.keys if served.policy.tenant else ():
+            found[key, served.name] = served
+    return found
 
 
 def _check_judges(policies: Mapping[str, Served]) -> None:

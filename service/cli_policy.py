@@ -53,8 +53,8 @@ def validate(
 ) -> None:
     """Check policy files, and tell **everything** that is wrong with them. Exits with 1 if anything is.
 
-    Checked are keys and values, expressions, entities, schemas, checkpoints, and whether the output guards
-    can work on a stream.
+    Checked are keys and values, expressions, entities, schemas, checkpoints, whether the output guards
+    can work on a stream, and, where no paths are given, what the tenants of the settings change.
 
         keel policy validate
 
@@ -76,9 +76,29 @@ def validate(
             print(f"ok  {policy.name}  {policy.digest[:12]}  {policy.path}")
         if not library.names():
             print(f"{path}: no policy files (*.yaml, *.yml) here", file=sys.stderr)
+    if settings.tenants and not paths and not wrong:
+        wrong += _validate_tenants(settings, environment)
     if wrong:
         print(f"{wrong} problem{'s' if wrong > 1 else ''}", file=sys.stderr)
         raise typer.Exit(1)
+
+
+def _validate_tenants(settings: Settings, environment: GuardEnvironment) -> int:
+    """The tenants' files against all policies; how many problems they have."""
+    try:
+        library = PolicyLibrary(
+            settings.policies,
+            environment.registry,
+            check=lambda spec: problems(spec, environment),
+            tenants=settings.tenants,
+        )
+    except PolicyError as error:
+        print(error, file=sys.stderr)
+        return len(error.faults)
+    for name, policy in library.snapshot().items():
+        if policy.tenant is not None:
+            print(f"ok  {name}  {policy.digest[:12]}  {policy.path}")
+    return 0
 
 
 @policy_app.command()
@@ -285,8 +305,10 @@ def _policy(name: str, settings: Settings, *, checked: bool = False) -> LoadedPo
     try:
         if Path(name).suffix in (".yaml", ".yml"):
             return load_policy(Path(name), None, check=check)
-        found = PolicyLibrary(settings.policies, strict=False).get(name)
-        return load_policy(found.path, None, check=check) if checked and found.path else found
+        found = PolicyLibrary(settings.policies, tenants=settings.tenants, strict=False).get(name)
+        if checked and found.path and found.tenant is None:
+            return load_policy(found.path, None, check=check)
+        return found
     except (PolicyError, UnknownPolicy) as error:
         _fail(str(error))
 

@@ -64,7 +64,11 @@ class Report:
         field_: dict[str, Any] = {
             "status": self.status,
             "action": self.action.name.lower(),
-            "policy": {"name": served.name, "digest": served.policy.digest},
+            "policy": {
+                "name": served.name,
+                "digest": served.policy.digest,
+                **({"tenant": served.policy.tenant.tenant} if served.policy.tenant else {}),
+            },
             "checkpoint": served.target.checkpoint,
         }
         # Told in a summary too: what a failed guard has not examined must not look as if it had passed.

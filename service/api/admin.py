@@ -48,12 +48,13 @@ class ReloadResult(BaseModel):
 
 
 class PolicyInfo(BaseModel):
-    """A policy as it is served now."""
+    """A policy as it is served now; with `tenant`, that tenant's variant of it."""
 
     name: str
     digest: str
     path: str | None
     checkpoint: str
+    tenant: str | None = None
 
 
 class PolicyList(BaseModel):
@@ -93,8 +94,9 @@ def admin_routes(state: State) -> APIRouter:
                 digest=served.policy.digest,
                 path=str(served.policy.path) if served.policy.path else None,
                 checkpoint=served.target.checkpoint,
+                tenant=served.policy.tenant.tenant if served.policy.tenant else None,
             )
-            for served in state.catalog.all()
+            for served in [*state.catalog.all(), *state.catalog.variants()]
         ]
         return PolicyList(policies=found, last_reload=state.last_reload)
 

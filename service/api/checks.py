@@ -35,7 +35,7 @@ class Checks:
 
     async def check(self, call: Call, request: CheckRequest, payload: dict[str, Any]) -> Mapping[str, Any]:
         """Every guard's verdict and scores on each text."""
-        served = self._catalog.get(request.model)
+        served = self._catalog.get(request.model, call.caller)
         call.policy = served.name
         if (request.messages is None) == (request.input is None):
             raise BadRequest("give either 'messages' or 'input'", param="input")
@@ -64,7 +64,7 @@ class Checks:
         self, call: Call, request: ModerationRequest, payload: dict[str, Any]
     ) -> Mapping[str, Any]:
         """OpenAI's moderation result, from the labels that the policy's classifiers score."""
-        served = self._catalog.get(request.model or self._default_policy)
+        served = self._catalog.get(request.model or self._default_policy, call.caller)
         call.policy = served.name
         parts = [Part("user", text) for text in _texts(request)]
         guards = _classifiers(served)

@@ -29,7 +29,7 @@ class Embeddings:
         self, call: Call, request: EmbeddingRequest, payload: dict[str, Any]
     ) -> Mapping[str, Any]:
         """The engine's answer, under the policy's name. Texts aren't examined: nothing is generated."""
-        served = self._catalog.get(request.model)
+        served = self._catalog.get(request.model, call.caller)
         call.policy = served.name
         payload["model"] = served.target.model
         began = time.perf_counter()

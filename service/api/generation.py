@@ -79,7 +79,7 @@ class GenerationEndpoint:
             request = self._adapter.validate_python(payload)
         except ValidationError as error:
             raise explain(error) from None
-        served = self._catalog.get(request.model)
+        served = self._catalog.get(request.model, call.caller)
         _check_policy(request, served)
         call.policy = served.name
         call.stream = bool(request.stream)
