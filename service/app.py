@@ -25,6 +25,9 @@ from service.api.embeddings import Embeddings
 from service.api.endpoint import JsonEndpoint
 from service.api.generation import GenerationEndpoint
 from service.api.site import make_site
+from service.audit import GATEWAY, AuditLog
+from service.audit_calls import AuditCalls
+from service.audit_chain import AuditError
 from service.auth import Callers, KeyFile, KeyFileError
 from service.catalog import Catalog
 from service.edge import Authenticate, Gate, Observe
@@ -35,7 +38,7 @@ from service.limits import Limiter
 from service.openai.types import CheckRequest, EmbeddingRequest, ModerationRequest
 from service.router import Router
 from service.settings import Settings
-from service.telemetry.metrics import Metrics
+from service.telemetry.metrics import Metrics, child
 from service.telemetry.observers import EngineMetrics, RuntimeMetrics
 
 KEY_REFRESH_SECONDS = 2.0
@@ -50,6 +53,7 @@ class Gateway:
         self.settings = settings
         self.log = log
         self.metrics = Metrics()
+        self.audit = self._open_audit()
         self.registry = Registry(settings.checkpoints)
         self.runtime = Runtime(
             workers=settings.guards.workers,
@@ -87,10 +91,29 @@ class Gateway:
         self._tasks: list[asyncio.Task[None]] = []
         self.app = self._stack()
 
+    def _open_audit(self) -> AuditLog:
+        settings, metrics, log = self.settings.audit, self.metrics, self.log
+
+        def written(action: str, seq: int) -> None:
+            child(metrics.audit_records, action).inc()
+            metrics.audit_seq.set(seq)
+
+        audit = AuditLog(
+            self.settings.audit_folder,
+            settings.name,
+            key=settings.key.get_secret_value().encode() if settings.key else None,
+            max_bytes=settings.max_bytes,
+            written=written,
+            failed=lambda message: log.error("audit_log_failing", error=message),
+        )
+        metrics.audit_failing.set_function(lambda: audit.error is not None)
+        return audit
+
     def _stack(self) -> App:
         settings, limits = self.settings, self.settings.limits
         app: App = Router(self._endpoints(), make_site(self))
         app = Authenticate(app, self.callers, self.limiter)
+        app = AuditCalls(app, self.audit)
         app = Gate(
             app,
             self.metrics,
@@ -109,7 +132,7 @@ class Gateway:
         endpoints: dict[str, dict[str, App]] = {
             path: {
                 "POST": GenerationEndpoint(
-                    kind, self.catalog, self.runtime, self.metrics, self.limiter, limits
+                    kind, self.catalog, self.runtime, self.metrics, self.limiter, limits, self.audit
                 )
             }
             for kind, path in PATHS.items()
@@ -124,8 +147,9 @@ class Gateway:
     async def start(self, progress: Progress = lambda _: None) -> None:
         """Load everything; ready when this returns.
 
-        Raises what says why not: `ServableError`, `VllmFailed`, `RegistryError`, `EngineError`.
+        Raises what says why not: `AuditError`, `ServableError`, `VllmFailed`, `RegistryError`, `EngineError`.
         """
+        await asyncio.to_thread(self.audit.open)
         progress("loading guards and engines")
         self.engines.progress = progress
         await self.catalog.replace(self.library.snapshot())
@@ -134,6 +158,7 @@ class Gateway:
         if self.settings.watch_policies:
             self._tasks.append(asyncio.create_task(self._watch_policies()))
         self._started = True
+        self.audit.record("gateway.start", actor=GATEWAY, subject="gateway", details=self._policy_digests())
         self.engines.progress = lambda phase: self.log.info("engine", phase=phase)
 
     async def stop(self) -> None:
@@ -145,6 +170,12 @@ class Gateway:
         await self.engines.stop()
         await self.runtime.aclose()
         await self.limiter.aclose()
+        if self._started:
+            self.audit.record("gateway.stop", actor=GATEWAY, subject="gateway")
+        try:
+            await asyncio.to_thread(self.audit.close)
+        except AuditError as error:
+            self.log.error("audit_log_incomplete", error=str(error))
 
     def unready(self) -> dict[str, str]:
         """What keeps the gateway from serving, by component."""
@@ -170,11 +201,11 @@ class Gateway:
 
     # Changes while running
 
-    async def reload_policies(self) -> ReloadResult:
+    async def reload_policies(self, actor: str = GATEWAY) -> ReloadResult:
         """Read the policy files again and serve what they say now."""
-        return await self._take_over(await asyncio.to_thread(self.library.reload))
+        return await self._take_over(await asyncio.to_thread(self.library.reload), actor)
 
-    async def _take_over(self, outcome: ReloadOutcome) -> ReloadResult:
+    async def _take_over(self, outcome: ReloadOutcome, actor: str = GATEWAY) -> ReloadResult:
         result = ReloadResult.of(outcome)
         try:
             await self.catalog.replace(outcome.policies)
@@ -185,7 +216,13 @@ class Gateway:
         self.metrics.policy_reloads.labels("ok" if result.ok else "refused").inc()
         level = self.log.info if result.ok else self.log.error
         level("policies_reloaded", **result.model_dump())
+        changes = result.model_dump(exclude={"errors"}) | {"errors": len(result.errors)}
+        details = {**changes, **self._policy_digests()}
+        self.audit.record("policy.reload", actor=actor, subject="policies", details=details)
         return result
+
+    def _policy_digests(self) -> dict[str, dict[str, str]]:
+        return {"policies": {served.name: served.policy.digest for served in self.catalog.all()}}
 
     async def _watch_policies(self) -> None:
         async for outcome in self.library.watch():
@@ -194,6 +231,7 @@ class Gateway:
     async def _refresh_keys(self) -> None:
         while True:
             await asyncio.sleep(KEY_REFRESH_SECONDS)
+            before = self.callers.names
             try:
                 changed = await asyncio.to_thread(self.callers.refresh)
             except KeyFileError as error:
@@ -201,6 +239,9 @@ class Gateway:
             else:
                 if changed:
                     self.log.info("keys_reloaded")
+                    names = self.callers.names
+                    details = {"added": sorted(names - before), "removed": sorted(before - names)}
+                    self.audit.record("keys.reload", actor=GATEWAY, subject="keys", details=details)
 
 
 def hash_key(settings: Settings) -> bytes:

@@ -151,6 +151,11 @@ class Callers:
         """Whether a key must be shown: as soon as there is one that isn't the admin's."""
         return self._required
 
+    @property
+    def names(self) -> frozenset[str]:
+        """All callers, as records name them."""
+        return frozenset(caller.name for caller in self._by_digest.values())
+
     def find(self, key: str) -> Caller | None:
         """The caller whose key this is.
 

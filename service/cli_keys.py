@@ -5,13 +5,15 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from service.audit_chain import AuditError
 from service.auth import KeyFile, KeyFileError
+from service.cli_audit import record_command
 from service.settings import ConfigError, Settings
 
 keys_app = typer.Typer(help="API keys: create, list and revoke.", no_args_is_help=True)
@@ -27,13 +29,16 @@ def create(
     config: ConfigOption = None,
 ) -> None:
     """Create a key and print it. It is shown this once: only its hash is stored."""
-    file = _file(config)
+    settings = _settings(config)
+    file = KeyFile(settings.key_file)
     try:
         key = file.create(
             name, admin=admin, requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute
         )
     except KeyFileError as error:
         _fail(str(error))
+    limits = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
+    _record(settings, "keys.create", name, {"admin": admin, **limits})
     print(
         f"Key {name!r} is stored, hashed, in {file.path}; this is the only time it is shown:", file=sys.stderr
     )
@@ -43,7 +48,7 @@ def create(
 @keys_app.command("list")
 def list_keys(config: ConfigOption = None) -> None:
     """List the keys: names and limits."""
-    file = _file(config)
+    file = KeyFile(_settings(config).key_file)
     try:
         callers = file.load()
     except KeyFileError as error:
@@ -66,18 +71,27 @@ def revoke(
     config: ConfigOption = None,
 ) -> None:
     """Revoke a key. Running gateways refuse it within seconds."""
+    settings = _settings(config)
     try:
-        _file(config).revoke(name)
+        KeyFile(settings.key_file).revoke(name)
     except KeyFileError as error:
         _fail(str(error))
+    _record(settings, "keys.revoke", name, {})
     print(f"revoked {name!r}")
 
 
-def _file(config: Path | None) -> KeyFile:
+def _settings(config: Path | None) -> Settings:
     try:
-        return KeyFile(Settings.load(config).key_file)
+        return Settings.load(config)
     except ConfigError as error:
         _fail(str(error))
+
+
+def _record(settings: Settings, action: str, name: str, details: dict[str, Any]) -> None:
+    try:
+        record_command(settings, action, name, details)
+    except AuditError as error:
+        _fail(f"it is done, but could not be recorded: {error}")
 
 
 def _fail(message: str) -> NoReturn:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from service.cli_audit import audit_app
 from service.cli_checkpoints import checkpoints_app
 from service.cli_keys import keys_app
 from service.cli_policy import policy_app
@@ -22,6 +23,7 @@ app = typer.Typer(
 app.add_typer(policy_app, name="policy")
 app.add_typer(keys_app, name="keys")
 app.add_typer(checkpoints_app, name="checkpoints")
+app.add_typer(audit_app, name="audit")
 
 
 @app.command()

@@ -217,10 +217,10 @@ class Authenticate:
         await self._app(scope, receive, send)
 
     def _admit_admin(self, scope: Scope) -> None:
-        caller = self._identify(scope)
+        call: Call = scope["keel"]
+        call.caller = caller = self._identify(scope)
         if not caller.admin:
             raise Forbidden("this needs an admin key; `keel keys create --admin` makes one")
-        scope["keel"].caller = caller
 
     def _identify(self, scope: Scope) -> Caller:
         key = _presented_key(scope)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -89,6 +90,22 @@ class Report:
                 for choice, channel, finding in self.output
             ]
         return field_
+
+    def tally(self) -> dict[str, list[dict[str, Any]]]:
+        """What was found, counted: for records that must not grow with the text."""
+        found = Counter(
+            [("input", one.guard, one.entity_type, one.action) for _, one in self.input]
+            + [("output", one.guard, one.entity_type, one.action) for _, _, one in self.output]
+        )
+        failed = Counter((stage, one.guard, one.reason, one.action) for stage, one in self.failures)
+        return {
+            name: [
+                {"stage": stage, "guard": guard, what: which, "action": action.name.lower(), "count": number}
+                for (stage, guard, which, action), number in sorted(counts.items())
+            ]
+            for name, what, counts in (("findings", "category", found), ("failures", "reason", failed))
+            if counts
+        }
 
     def culprit(self) -> str:
         """The guard that decided, for a message."""

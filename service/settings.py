@@ -94,6 +94,25 @@ class Logging(Group):
     access: Literal["all", "errors", "none"] = "all"
 
 
+class Audit(Group):
+    """The audit log. `folder`: `state_dir/audit` without one; `name` tells replicas with one folder apart.
+
+    With `key`, records are sealed with it: who can write the files but has no key can't rewrite them.
+    """
+
+    folder: Path | None = None
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")] = "gateway"
+    key: SecretStr | None = None
+    max_bytes: Annotated[int, Field(ge=64 * 1024)] = 64 * 1024 * 1024
+
+    @field_validator("key", mode="after")
+    @classmethod
+    def _key_is_long(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is not None:
+            _check_key(key)
+        return key
+
+
 class Settings(BaseSettings):
     """All settings of `keel serve`."""
 
@@ -125,6 +144,7 @@ class Settings(BaseSettings):
     engine: Engine = Engine()
     guards: Guards = Guards()
     log: Logging = Logging()
+    audit: Audit = Audit()
 
     @field_validator("state_dir", "checkpoints", mode="after")
     @classmethod
@@ -155,6 +175,11 @@ class Settings(BaseSettings):
     def key_file(self) -> Path:
         """Where `keel keys` keeps its hashes."""
         return self.state_dir / "keys.json"
+
+    @property
+    def audit_folder(self) -> Path:
+        """Where the audit log is."""
+        return self.audit.folder.expanduser() if self.audit.folder else self.state_dir / "audit"
 
     @property
     def loopback(self) -> bool:

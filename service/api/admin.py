@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 from policies.load import ReloadOutcome
 from policies.registry import Registry
+from service.audit import actor_of
 from service.catalog import Catalog
 
 
@@ -20,7 +21,7 @@ class State(Protocol):
     registry: Registry
     last_reload: ReloadResult
 
-    async def reload_policies(self) -> ReloadResult: ...
+    async def reload_policies(self, actor: str = ...) -> ReloadResult: ...
 
 
 class ReloadResult(BaseModel):
@@ -101,9 +102,9 @@ def admin_routes(state: State) -> APIRouter:
         return PolicyList(policies=found, last_reload=state.last_reload)
 
     @routes.post("/policies/reload", responses={409: {"model": ReloadResult}})
-    async def reload(response: Response) -> ReloadResult:
+    async def reload(request: Request, response: Response) -> ReloadResult:
         """Read the policy files again. 409 when something in them was refused."""
-        result = await state.reload_policies()
+        result = await state.reload_policies(actor_of(request.scope["keel"].caller))
         response.status_code = 200 if result.ok else 409
         return result
 

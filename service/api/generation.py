@@ -14,6 +14,7 @@ from guardrails.runtime import Runtime
 from service import passthrough
 from service.alignment.strategy import Payload, Strategy, StreamingStrategy
 from service.alignment.waiting import waiting
+from service.audit import AuditLog, actor_of
 from service.catalog import Catalog, Served
 from service.generation import Generation, Kind
 from service.http import Call, Receive, Scope, Send, Watch, header, parse_json, read_body
@@ -22,6 +23,7 @@ from service.openai.errors import ApiError, BadRequest
 from service.openai.types import ChatRequest, CompletionRequest
 from service.openai.validation import explain
 from service.release import Releasing, read_object, refuse
+from service.report import Report
 from service.request import Examined, Refusal, beside_engine, examine_input
 from service.settings import Limits
 from service.telemetry.metrics import Metrics
@@ -40,6 +42,7 @@ class GenerationEndpoint:
         metrics: Metrics,
         limiter: Limiter,
         limits: Limits,
+        audit: AuditLog,
     ) -> None:
         self._kind: Kind = kind
         self._catalog = catalog
@@ -47,6 +50,7 @@ class GenerationEndpoint:
         self._metrics = metrics
         self._limiter = limiter
         self._limits = limits
+        self._audit = audit
         self._adapter: TypeAdapter[Any] = TypeAdapter(ChatRequest if kind == "chat" else CompletionRequest)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -113,6 +117,18 @@ class GenerationEndpoint:
                 await releasing.reply(read_object(reply.body))
         except Refusal:
             await refuse(generation, examined.report, send)
+        finally:
+            if examined.report.action.withholds:
+                self._record_block(generation, examined.report)
+
+    def _record_block(self, generation: Generation, report: Report) -> None:
+        call, served = generation.call, generation.served
+        self._audit.record(
+            f"guard.{report.action.name.lower()}",
+            actor=actor_of(call.caller),
+            subject=served.name,
+            details={"request_id": call.id, "policy": served.policy.digest, **report.tally()},
+        )
 
     async def _align(
         self, strategy: Strategy, generation: Generation, examined: Examined, releasing: Releasing

@@ -43,6 +43,7 @@ class Metrics:
         self._add_alignment(self.registry)
         self._add_revise(self.registry)
         self._add_state(self.registry)
+        self._add_audit(self.registry)
 
     def exposition(self, others: Iterable[bytes] = ()) -> bytes:
         """The text format, with the expositions of child processes behind it."""
@@ -224,6 +225,19 @@ class Metrics:
             "keel_checkpoint_info", "Checkpoints served.", ("checkpoint", "digest"), registry=registry
         )
         self.ready = Gauge("keel_ready", "1 while the gateway takes requests.", registry=registry)
+
+    def _add_audit(self, registry: CollectorRegistry) -> None:
+        self.audit_records = Counter(
+            "keel_audit_records", "Records written to the audit log.", ("action",), registry=registry
+        )
+        self.audit_seq = Gauge(
+            "keel_audit_sequence",
+            "The audit log's last record: a witness elsewhere of how long it must be.",
+            registry=registry,
+        )
+        self.audit_failing = Gauge(
+            "keel_audit_failing", "1 while the audit log can't be written.", registry=registry
+        )
 
 
 @lru_cache(maxsize=8_192)
