@@ -36,8 +36,11 @@ from service.generation import PATHS
 from service.http import App
 from service.limits import Limiter
 from service.openai.types import CheckRequest, EmbeddingRequest, ModerationRequest
+from service.outcomes import Outcomes
 from service.router import Router
 from service.settings import Settings
+from service.store.database import Database
+from service.store.writer import Writer
 from service.telemetry.metrics import Metrics, child
 from service.telemetry.observers import EngineMetrics, RuntimeMetrics
 
@@ -84,6 +87,15 @@ class Gateway:
         )
         self.limiter = Limiter(
             settings.limits.storage, self.metrics, log, on_failure=settings.limits.on_storage_failure
+        )
+        self.outcomes = Outcomes(log)
+        self.database = Database(settings.store_url)
+        self.writer = Writer(
+            self.database,
+            settings.state_dir / "spool",
+            self.metrics,
+            log,
+            max_bytes=settings.store.max_spool_bytes,
         )
         self.last_reload = ReloadResult()
         self.draining = False
@@ -132,7 +144,14 @@ class Gateway:
         endpoints: dict[str, dict[str, App]] = {
             path: {
                 "POST": GenerationEndpoint(
-                    kind, self.catalog, self.runtime, self.metrics, self.limiter, limits, self.audit
+                    kind,
+                    self.catalog,
+                    self.runtime,
+                    self.metrics,
+                    self.limiter,
+                    limits,
+                    self.audit,
+                    self.outcomes,
                 )
             }
             for kind, path in PATHS.items()
@@ -154,6 +173,7 @@ class Gateway:
         self.engines.progress = progress
         await self.catalog.replace(self.library.snapshot())
         self.metrics.policy_reload_ok.set(1)
+        await self.writer.resume()
         self._tasks.append(asyncio.create_task(self._refresh_keys()))
         if self.settings.watch_policies:
             self._tasks.append(asyncio.create_task(self._watch_policies()))
@@ -176,6 +196,8 @@ class Gateway:
             await asyncio.to_thread(self.audit.close)
         except AuditError as error:
             self.log.error("audit_log_incomplete", error=str(error))
+        await self.writer.close()
+        await self.database.close()
 
     def unready(self) -> dict[str, str]:
         """What keeps the gateway from serving, by component."""

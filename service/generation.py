@@ -19,6 +19,7 @@ from service.telemetry.metrics import Metrics, child
 
 if TYPE_CHECKING:  # the catalog makes strategies, which know this module
     from service.catalog import Served
+    from service.outcomes import Tally
 
 Kind = Literal["chat", "text_completion"]
 PATHS: dict[Kind, str] = {"chat": "/v1/chat/completions", "text_completion": "/v1/completions"}
@@ -55,6 +56,7 @@ class Generation:
     upstream_headers: dict[str, str]
     usage: Usage = field(default_factory=Usage)
     first_token_at: float | None = None
+    tally: Tally | None = None  # None where nobody wants to know the outcome
 
     @property
     def wants_usage(self) -> bool:

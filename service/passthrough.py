@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from typing import Any
 
 import orjson
 
@@ -12,6 +13,7 @@ from service.generation import Generation
 from service.http import JSON_TYPE, Send, send_response
 from service.openai import sse
 from service.openai.errors import from_engine
+from service.outcomes import Tally
 
 # The first `"model": "…"` of an object as engines write it. Within a JSON string every quote is escaped,
 # so that this can't match inside a text. The look-behind follows what it is about, because an expression
@@ -33,7 +35,10 @@ async def complete(generation: Generation, send: Send) -> None:
     finally:
         call.upstream_s += time.perf_counter() - began
     call.state = "releasing"
-    generation.usage.read(_usage(reply.body))
+    parsed = _object(reply.body)
+    generation.usage.read(parsed.get("usage"))
+    if generation.tally is not None:
+        _tally(generation.tally, parsed)
     content = MODEL.sub(_model(generation), reply.body, count=1)
     await send_response(send, 200, content, (JSON_TYPE, *generation.headers()))
     call.state = "finished"
@@ -76,8 +81,10 @@ async def stream(generation: Generation, send: Send) -> None:
 
 def _chunk(generation: Generation, data: bytes, name: bytes) -> bytes:
     """One event for the client; empty for a usage chunk that only we asked for."""
+    if generation.tally is not None:
+        _tally(generation.tally, _object(data))
     if NO_CHOICES.search(data):
-        usage = _usage(data)
+        usage = _object(data).get("usage")
         generation.usage.read(usage)
         if usage is not None and not generation.wants_usage:
             return b""
@@ -89,9 +96,26 @@ def _model(generation: Generation) -> bytes:
     return replacement.replace(b"\\", rb"\\")
 
 
-def _usage(body: bytes) -> object:
+def _object(body: bytes) -> dict[str, Any]:
+    """The JSON object in `body`; empty where there is none."""
     try:
         parsed = orjson.loads(body)
     except orjson.JSONDecodeError:
-        return None
-    return parsed.get("usage") if isinstance(parsed, dict) else None
+        return {}
+    return parsed if isinstance(parsed, dict) else {}
+
+
+def _tally(tally: Tally, payload: dict[str, Any]) -> None:
+    """Count a whole reply, or a chunk of one."""
+    if not tally.completion_id and isinstance(payload.get("id"), str):
+        tally.completion_id = payload["id"]
+    choices = payload.get("choices")
+    for choice in choices if isinstance(choices, list) else ():
+        if isinstance(choice, dict):
+            said = choice.get("message") or choice.get("delta") or choice
+            tally.characters += _length(said)
+
+
+def _length(said: Any) -> int:
+    texts = (said.get("content"), said.get("text")) if isinstance(said, dict) else ()
+    return sum(len(text) for text in texts if isinstance(text, str))

@@ -50,6 +50,7 @@ class Releasing:
         self._metrics = metrics
         self._held = child(metrics.held_back, self._served.name)
         self._send = send
+        self._tally = generation.tally
         self._shape = SHAPES[generation.kind]
         self._states: dict[int, ChoiceState] = {}
         self._moderators: dict[ChannelKey, Moderator] = {}
@@ -84,6 +85,9 @@ class Releasing:
             for index, state in self._states.items()
         ]
         kept = {name: payload[name] for name in WHOLE if name in payload}
+        if self._tally is not None:
+            self._tally.completion_id = str(payload.get("id", ""))
+            self._tally.characters += sum(len(piece.text) for group in pieces.values() for piece in group)
         body = orjson.dumps({**kept, "model": self._served.name, "choices": choices, **self._told()})
         await send_response(self._send, 200, body, (JSON_TYPE, *self._generation.headers()))
 
@@ -152,6 +156,8 @@ class Releasing:
         if chunk.get("usage") is not None:
             self._usage = chunk["usage"]
         self._base.update((name, chunk[name]) for name in KEPT if name in chunk)
+        if self._tally is not None:
+            self._tally.completion_id = str(self._base.get("id", ""))
         return self._take_apart(chunk)
 
     def _take_apart(self, payload: dict[str, Any]) -> list[Delta | ChoiceEnd]:
@@ -222,6 +228,8 @@ class Releasing:
 
     async def _send_text(self, piece: Piece) -> None:
         self._generation.note_first_token()
+        if self._tally is not None:
+            self._tally.characters += len(piece.text)
         state = self._states[piece.key.choice]
         await self._send_choice(state, {**self._shape.delta(state, (piece,)), "finish_reason": None})
 
@@ -307,6 +315,9 @@ async def refuse(generation: Generation, examined_report: Report, send: Send) ->
     usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
     rendered = examined_report.render(served)
     extra = {"guardrails": rendered} if rendered is not None else {}
+    if generation.tally is not None:
+        generation.tally.completion_id = str(head["id"])
+        generation.tally.characters = len(served.spec.refusal) * generation.choices
     text, whole = shape.text(served.spec.refusal), shape.whole(served.spec.refusal)
     call.state = "blocked"
     end = {"finish_reason": "content_filter"}

@@ -86,6 +86,25 @@ class Guards(Group):
     cache_entries: Annotated[int, Field(ge=0)] = 4_096
 
 
+class Store(Group):
+    """Where completions, experiments, feedback and reviews are kept.
+
+    `url` is `sqlite:///FILE` or `postgresql://…`; the default is a file in `state_dir`. Rows that wait for
+    the database are on disk, in `state_dir`, up to `max_spool_bytes` of them.
+    """
+
+    url: SecretStr | None = None
+    max_spool_bytes: Count = 256 * 1024 * 1024
+
+    @field_validator("url", mode="after")
+    @classmethod
+    def _known(cls, url: SecretStr | None) -> SecretStr | None:
+        schemes = ("sqlite:///", "postgresql://", "postgres://", "postgresql+asyncpg://")
+        if url is not None and not url.get_secret_value().startswith(schemes):
+            raise ValueError("the store's address begins with sqlite:/// or postgresql://")
+        return url
+
+
 class Logging(Group):
     """Structured logs on stderr. `access`: every call, only those that failed, or none."""
 
@@ -143,6 +162,7 @@ class Settings(BaseSettings):
     limits: Limits = Limits()
     engine: Engine = Engine()
     guards: Guards = Guards()
+    store: Store = Store()
     log: Logging = Logging()
     audit: Audit = Audit()
 
@@ -180,6 +200,12 @@ class Settings(BaseSettings):
     def audit_folder(self) -> Path:
         """Where the audit log is."""
         return self.audit.folder.expanduser() if self.audit.folder else self.state_dir / "audit"
+
+    @property
+    def store_url(self) -> str:
+        """The store's address, its password included."""
+        given = self.store.url
+        return given.get_secret_value() if given else f"sqlite:///{self.state_dir / 'keel.db'}"
 
     @property
     def loopback(self) -> bool:

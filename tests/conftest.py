@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-# The real vLLM of the tests marked `vllm`, and its fixtures.
-pytest_plugins = ["tests.fixtures_vllm"] if importlib.util.find_spec("tests.fixtures_vllm") else []
+# The real PostgreSQL, and the real vLLM of the tests marked `vllm`.
+pytest_plugins = [
+    "tests.fixtures_postgres",
+    *(["tests.fixtures_vllm"] if importlib.util.find_spec("tests.fixtures_vllm") else []),
+]
 
 # Derandomised: a red build names a fault of the change at hand, not of the day's seed.
 settings.register_profile("ci", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])

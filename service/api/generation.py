@@ -22,6 +22,7 @@ from service.limits import Limiter
 from service.openai.errors import ApiError, BadRequest
 from service.openai.types import ChatRequest, CompletionRequest
 from service.openai.validation import explain
+from service.outcomes import Outcomes
 from service.release import Releasing, read_object, refuse
 from service.report import Report
 from service.request import Examined, Refusal, beside_engine, examine_input
@@ -43,6 +44,7 @@ class GenerationEndpoint:
         limiter: Limiter,
         limits: Limits,
         audit: AuditLog,
+        outcomes: Outcomes,
     ) -> None:
         self._kind: Kind = kind
         self._catalog = catalog
@@ -51,6 +53,7 @@ class GenerationEndpoint:
         self._limiter = limiter
         self._limits = limits
         self._audit = audit
+        self._outcomes = outcomes
         self._adapter: TypeAdapter[Any] = TypeAdapter(ChatRequest if kind == "chat" else CompletionRequest)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,6 +62,7 @@ class GenerationEndpoint:
             scope, receive, max_bytes=self._limits.max_body_bytes, timeout=self._limits.body_timeout_s
         )
         generation = self._understand(scope, call, body)
+        self._outcomes.begin(generation)
         try:
             with Watch(scope, receive):
                 await self._answer(generation, send)
@@ -74,6 +78,7 @@ class GenerationEndpoint:
             raise
         finally:
             generation.record(self._metrics)
+            self._outcomes.end(generation)
             if call.caller is not None and call.caller.limited:
                 await self._limiter.charge(call.caller, generation.usage.input + generation.usage.output)
 
@@ -100,6 +105,8 @@ class GenerationEndpoint:
             await (passthrough.stream if stream else passthrough.complete)(generation, send)
             return
         examined = Examined()
+        if generation.tally is not None:
+            generation.tally.report = examined.report
         try:
             await examine_input(generation, examined, self._metrics)
             releasing = Releasing(generation, examined, self._runtime, self._metrics, send)

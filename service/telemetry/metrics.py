@@ -42,6 +42,7 @@ class Metrics:
         self._add_guards(self.registry)
         self._add_alignment(self.registry)
         self._add_revise(self.registry)
+        self._add_store(self.registry)
         self._add_state(self.registry)
         self._add_audit(self.registry)
 
@@ -206,6 +207,24 @@ class Metrics:
             "keel_revise_pairs",
             "Revised pairs by what became of them as preference data.",
             ("model", "outcome"),
+            registry=registry,
+        )
+
+    def _add_store(self, registry: CollectorRegistry) -> None:
+        self.store_rows = Counter("keel_store_rows", "Rows committed.", ("table",), registry=registry)
+        self.store_dropped = Counter(
+            "keel_store_dropped", "Rows that could not be kept, by reason.", ("reason",), registry=registry
+        )
+        self.store_lag = Gauge(
+            "keel_store_lag_seconds", "How long the oldest row has waited to be committed.", registry=registry
+        )
+        self.store_spool_bytes = Gauge(
+            "keel_store_spool_bytes", "Rows on disk that wait to be committed.", registry=registry
+        )
+        self.store_commit_duration = Histogram(
+            "keel_store_commit_duration_seconds",
+            "Time of a transaction that writes rows.",
+            buckets=FINE,
             registry=registry,
         )
 

@@ -1,0 +1,1 @@
+"""What the gateway remembers: completions, experiments, feedback, reviews, in SQLite or PostgreSQL."""
