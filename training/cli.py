@@ -47,6 +47,7 @@ COMMANDS: dict[str, Command] = {
         "training.data.quality_command:main", "duplicates, contradictions, agreement, leakage of pairs"
     ),
     "evaluate": Command("training.evaluate.cli:main", "measure a checkpoint on held-out data"),
+    "figures": Command("training.textfile:main", "the newest figures of runs, for Prometheus"),
     "sample": Command("training.sample:main", "print a chat checkpoint's replies, to be read"),
     "loop": Command("training.loop:main", "all of it once around on the demo shop: make loop"),
     "publish": Command("training.publish:main", "verify a finished run and place it into checkpoints/"),
