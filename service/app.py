@@ -41,6 +41,7 @@ from service.router import Router
 from service.settings import Settings
 from service.store.database import Database
 from service.store.writer import Writer
+from service.telemetry.drift import Drift
 from service.telemetry.metrics import Metrics, child
 from service.telemetry.observers import EngineMetrics, RuntimeMetrics
 
@@ -96,6 +97,14 @@ class Gateway:
             self.metrics,
             log,
             max_bytes=settings.store.max_spool_bytes,
+        )
+        self.drift = Drift(
+            self.metrics,
+            settings.state_dir / f"drift-{settings.audit.name}.json",
+            window_s=settings.drift.window_s,
+            reference_samples=settings.drift.reference_samples,
+            min_samples=settings.drift.min_samples,
+            bindings=self._bindings,
         )
         self.last_reload = ReloadResult()
         self.draining = False
@@ -175,6 +184,8 @@ class Gateway:
         self.metrics.policy_reload_ok.set(1)
         await self.writer.resume()
         self._tasks.append(asyncio.create_task(self._refresh_keys()))
+        if self.settings.drift.enabled:
+            self._tasks.append(asyncio.create_task(self._watch_drift()))
         if self.settings.watch_policies:
             self._tasks.append(asyncio.create_task(self._watch_policies()))
         self._started = True
@@ -245,6 +256,21 @@ class Gateway:
 
     def _policy_digests(self) -> dict[str, dict[str, str]]:
         return {"policies": {served.name: served.policy.digest for served in self.catalog.all()}}
+
+    def _bindings(self) -> dict[str, str]:
+        """What a policy's distributions depend on."""
+        return {
+            served.name: f"{served.policy.digest}|{served.target.checkpoint}" for served in self.catalog.all()
+        }
+
+    async def _watch_drift(self) -> None:
+        await asyncio.to_thread(self.drift.load)
+        while True:
+            await asyncio.sleep(self.settings.drift.every_s)
+            try:
+                await asyncio.to_thread(self.drift.look)
+            except Exception as error:
+                self.log.error("drift_unknown", error=str(error))
 
     async def _watch_policies(self) -> None:
         async for outcome in self.library.watch():

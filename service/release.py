@@ -25,7 +25,7 @@ from service.http import JSON_TYPE, Send, send_response
 from service.openai import sse
 from service.openai.channels import ChatShape, ChoiceState, CompletionShape, Shape
 from service.openai.errors import UpstreamFailed, from_engine
-from service.report import Report, count, count_times
+from service.report import Report, count, count_scores, count_times
 from service.request import Examined
 from service.telemetry.metrics import Metrics, child
 
@@ -278,7 +278,9 @@ class Releasing:
             verdict = moderator.verdict
             self._report.add_output(key.choice, key.channel, verdict)
             count(self._metrics, "output", verdict, self._call)
-            count_times(self._metrics, "output", moderator.reports())
+            reports = moderator.reports()
+            count_times(self._metrics, "output", reports)
+            count_scores(self._metrics, "output", self._served.name, reports)
         self._moderators.clear()
         if self._call.state != "releasing":
             return

@@ -155,6 +155,13 @@ def count_times(metrics: Metrics, stage: Stage, reports: Iterable[GuardReport]) 
             child(metrics.guard_duration, report.guard, stage).observe(report.ms / 1e3)
 
 
+def count_scores(metrics: Metrics, stage: Stage, model: str, reports: Iterable[GuardReport]) -> None:
+    """What classifiers thought of a policy's traffic."""
+    for report in reports:
+        if report.categories and report.state == "finished":
+            child(metrics.guard_score, model, report.guard, stage).observe(max(report.categories.values()))
+
+
 def render_guard(report: GuardReport) -> dict[str, Any]:
     """One guard's word on one text, for `/v1/checks`."""
     return {

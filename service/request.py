@@ -14,7 +14,7 @@ from service.conversation import Place, chat_places, completion_places, replace_
 from service.engine.errors import UpstreamError
 from service.generation import Generation
 from service.openai.errors import ContentFiltered, from_engine
-from service.report import Report, count, count_times
+from service.report import Report, count, count_scores, count_times
 from service.telemetry.metrics import Metrics, child
 
 T = TypeVar("T")
@@ -118,6 +118,7 @@ def _conclude(generation: Generation, examined: Examined, result: ChainResult, m
     for part in result.parts:
         count(metrics, "input", part.verdict, generation.call)
         count_times(metrics, "input", part.reports)
+        count_scores(metrics, "input", served.name, part.reports)
     if not result.action.withholds:
         return
     child(metrics.verdicts, served.name, "input", "blocked").inc()

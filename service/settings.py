@@ -132,6 +132,16 @@ class Audit(Group):
         return key
 
 
+class Drift(Group):
+    """When distributions have moved: the window, how often it is looked at, and what is enough to compare."""
+
+    enabled: bool = True
+    window_s: Seconds = 3_600.0
+    every_s: Seconds = 60.0
+    reference_samples: Count = 2_000
+    min_samples: Count = 200
+
+
 class Settings(BaseSettings):
     """All settings of `keel serve`."""
 
@@ -165,6 +175,7 @@ class Settings(BaseSettings):
     store: Store = Store()
     log: Logging = Logging()
     audit: Audit = Audit()
+    drift: Drift = Drift()
 
     @field_validator("state_dir", "checkpoints", mode="after")
     @classmethod

@@ -1,7 +1,8 @@
 """`keel-train figures RUN… --textfile FILE`: the newest figures of runs, for Prometheus.
 
-The file is in the text format that node-exporter reads in its `--collector.textfile.directory`. It is made from
-the runs' `metrics.jsonl`, whatever the method, while they train or after; training itself knows nothing of it.
+The file is in the text format that node-exporter reads in its `--collector.textfile.directory`. It is made
+from the runs' `metrics.jsonl`, whatever the method, while they train or after; training itself knows nothing
+of it.
 """
 
 from __future__ import annotations

@@ -10,14 +10,14 @@ from pydantic import BaseModel
 
 from policies.load import ReloadOutcome
 from policies.registry import Registry
+from service.api.admin_drift import State as DriftState
+from service.api.admin_drift import drift_routes
 from service.audit import actor_of
-from service.catalog import Catalog
 
 
-class State(Protocol):
+class State(DriftState, Protocol):
     """What these routes ask of the gateway."""
 
-    catalog: Catalog
     registry: Registry
     last_reload: ReloadResult
 
@@ -113,6 +113,7 @@ def admin_routes(state: State) -> APIRouter:
         """The registry's checkpoints."""
         return await asyncio.to_thread(_checkpoints, state.registry)
 
+    routes.include_router(drift_routes(state))
     return routes
 
 

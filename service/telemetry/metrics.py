@@ -26,6 +26,7 @@ FIRST_TOKEN = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75,
 TOKENS = (1, 4, 16, 64, 256, 1_024, 4_096, 16_384, 65_536, 262_144)
 FINE = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 REWARDS = (-4.0, -3.0, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
+SCORES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.97, 0.99, 0.997, 0.999)
 CHARACTERS = (0, 8, 16, 32, 64, 128, 256, 512, 1_024, 4_096)
 
 
@@ -45,6 +46,7 @@ class Metrics:
         self._add_store(self.registry)
         self._add_state(self.registry)
         self._add_audit(self.registry)
+        self._add_drift(self.registry)
 
     def exposition(self, others: Iterable[bytes] = ()) -> bytes:
         """The text format, with the expositions of child processes behind it."""
@@ -99,6 +101,13 @@ class Metrics:
             "Time that a guard took over one text.",
             ("guard", "stage"),
             buckets=FINE,
+            registry=registry,
+        )
+        self.guard_score = Histogram(
+            "keel_guard_score",
+            "Scores that classifiers gave to texts, the highest of a text's categories.",
+            ("model", "guard", "stage"),
+            buckets=SCORES,
             registry=registry,
         )
         self.findings = Counter(
@@ -256,6 +265,27 @@ class Metrics:
         )
         self.audit_failing = Gauge(
             "keel_audit_failing", "1 while the audit log can't be written.", registry=registry
+        )
+
+    def _add_drift(self, registry: CollectorRegistry) -> None:
+        signal = ("model", "signal")
+        self.drift_psi = Gauge(
+            "keel_drift_psi",
+            "Population stability index of the window against the reference.",
+            signal,
+            registry=registry,
+        )
+        self.drift_ks = Gauge(
+            "keel_drift_ks",
+            "Largest difference of the window's and the reference's distributions.",
+            signal,
+            registry=registry,
+        )
+        self.drift_samples = Gauge(
+            "keel_drift_samples",
+            "Values in the window and in the reference.",
+            (*signal, "which"),
+            registry=registry,
         )
 
 
