@@ -44,6 +44,8 @@ from service.store.writer import Writer
 from service.telemetry.drift import Drift
 from service.telemetry.metrics import Metrics, child
 from service.telemetry.observers import EngineMetrics, RuntimeMetrics
+from service.ui.door import Door
+from service.ui.sessions import Sessions
 
 KEY_REFRESH_SECONDS = 2.0
 Progress = Callable[[str], None]
@@ -144,6 +146,8 @@ class Gateway:
             keyless=lambda: not self.callers.required,
             host_names=(settings.host, *settings.trusted_hosts),
         )
+        sessions = Sessions(self.environment.hash_key, self.callers)
+        app = Door(app, self.callers, sessions, self.limiter, limits, self.audit)
         return Observe(app, self.metrics, self.log, settings.log.access)
 
     def _endpoints(self) -> dict[str, dict[str, App]]:

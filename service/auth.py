@@ -16,9 +16,10 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 PREFIX = "keel-"
+Role = Literal["api", "admin", "rater"]
 
 
 class KeyFileError(Exception):
@@ -27,14 +28,21 @@ class KeyFileError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A known caller. Limits are per minute; None means no limit."""
+    """A known caller. Limits are per minute; None means no limit.
+
+    role: "api" calls `/v1`; "admin" may do everything; "rater" may compare replies and give feedback.
+    """
 
     name: str
     sha256: str
-    admin: bool = False
+    role: Role = "api"
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     created: int = 0
+
+    @property
+    def admin(self) -> bool:
+        return self.role == "admin"
 
     @property
     def limited(self) -> bool:
@@ -67,7 +75,7 @@ class KeyFile:
             raise KeyFileError(f"the key file {self.path} can't be read: {error.strerror}") from error
         try:
             records: list[dict[str, Any]] = json.loads(raw)["keys"]
-            return [Caller(**record) for record in records]
+            return [_caller(record) for record in records]
         except (ValueError, KeyError, TypeError) as error:
             raise KeyFileError(
                 f"the key file {self.path} is damaged ({error}); restore it or remove it"
@@ -77,7 +85,7 @@ class KeyFile:
         self,
         name: str,
         *,
-        admin: bool = False,
+        role: Role = "api",
         requests_per_minute: int | None = None,
         tokens_per_minute: int | None = None,
     ) -> str:
@@ -92,7 +100,7 @@ class KeyFile:
                 Caller(
                     name,
                     digest(key),
-                    admin=admin,
+                    role=role,
                     requests_per_minute=requests_per_minute,
                     tokens_per_minute=tokens_per_minute,
                     created=int(time.time()),
@@ -124,6 +132,12 @@ class KeyFile:
             raise
 
 
+def _caller(record: dict[str, Any]) -> Caller:
+    """Before there were roles, a record said only whether it was an admin's."""
+    admin = record.pop("admin", False)
+    return Caller(**{"role": "admin" if admin else "api", **record})
+
+
 class Callers:
     """Who may call a running gateway: the key file's callers, and keys given in its settings."""
 
@@ -141,14 +155,14 @@ class Callers:
         self._limits = (requests_per_minute, tokens_per_minute)
         self._fixed = [Caller(f"settings-{i}", digest(key)) for i, key in enumerate(keys, 1)]
         if admin_key:
-            self._fixed.append(Caller("settings-admin", digest(admin_key), admin=True))
+            self._fixed.append(Caller("settings-admin", digest(admin_key), "admin"))
         self._stamp: tuple[int, int, int] | None = None
         self._by_digest: dict[str, Caller] = {}
         self.refresh()
 
     @property
     def required(self) -> bool:
-        """Whether a key must be shown: as soon as there is one that isn't the admin's."""
+        """Whether a key must be shown: as soon as there is one for `/v1`."""
         return self._required
 
     @property
@@ -168,6 +182,10 @@ class Callers:
             return None
         return caller
 
+    def everyone(self) -> list[Caller]:
+        """All callers as they are known now."""
+        return list(self._by_digest.values())
+
     def refresh(self) -> bool:
         """Read the file again if it has changed; True if it had. Raises `KeyFileError`."""
         stamp = self._file_stamp()
@@ -176,12 +194,12 @@ class Callers:
         callers = [self._with_limits(caller) for caller in (*self._file.load(), *self._fixed)]
         self._by_digest = {caller.sha256: caller for caller in callers}
         # Revoking the last key must not open the door that it had closed.
-        self._required = any(not caller.admin for caller in callers) or getattr(self, "_required", False)
+        self._required = any(caller.role == "api" for caller in callers) or getattr(self, "_required", False)
         self._stamp = stamp
         return True
 
     def _with_limits(self, caller: Caller) -> Caller:
-        if caller.admin:
+        if caller.role != "api":
             return caller
         requests, tokens = self._limits
         return replace(

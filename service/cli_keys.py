@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from service.audit_chain import AuditError
-from service.auth import KeyFile, KeyFileError
+from service.auth import KeyFile, KeyFileError, Role
 from service.cli_audit import record_command
 from service.settings import ConfigError, Settings
 
@@ -23,7 +23,10 @@ ConfigOption = Annotated[Path | None, typer.Option("--config", help="A YAML file
 @keys_app.command()
 def create(
     name: Annotated[str, typer.Argument(help="What you will know this key by: a person, a service.")],
-    admin: Annotated[bool, typer.Option(help="For /admin, not for /v1.")] = False,
+    role: Annotated[
+        Role, typer.Option(help="api: for /v1. admin: for everything. rater: to compare replies, no more.")
+    ] = "api",
+    admin: Annotated[bool, typer.Option("--admin", help="The same as --role admin.")] = False,
     requests_per_minute: Annotated[int | None, typer.Option(min=1)] = None,
     tokens_per_minute: Annotated[int | None, typer.Option(min=1)] = None,
     config: ConfigOption = None,
@@ -31,14 +34,18 @@ def create(
     """Create a key and print it. It is shown this once: only its hash is stored."""
     settings = _settings(config)
     file = KeyFile(settings.key_file)
+    role = "admin" if admin else role
     try:
         key = file.create(
-            name, admin=admin, requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute
+            name,
+            role=role,
+            requests_per_minute=requests_per_minute,
+            tokens_per_minute=tokens_per_minute,
         )
     except KeyFileError as error:
         _fail(str(error))
     limits = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
-    _record(settings, "keys.create", name, {"admin": admin, **limits})
+    _record(settings, "keys.create", name, {"role": role, **limits})
     print(
         f"Key {name!r} is stored, hashed, in {file.path}; this is the only time it is shown:", file=sys.stderr
     )
@@ -57,7 +64,7 @@ def list_keys(config: ConfigOption = None) -> None:
     for caller in callers:
         table.add_row(
             caller.name,
-            "admin" if caller.admin else "api",
+            caller.role,
             str(caller.requests_per_minute or "-"),
             str(caller.tokens_per_minute or "-"),
             time.strftime("%Y-%m-%d %H:%M", time.localtime(caller.created)),

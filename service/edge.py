@@ -28,6 +28,8 @@ REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 CLIENT_CLOSED_REQUEST = 499  # nginx's number for it; never sent, only counted
 OPEN_PATHS = frozenset({"/health/live", "/health/ready"})
 PROBES = OPEN_PATHS | {"/metrics"}
+NAMED_PATHS = ("/admin/", "/v1/comparisons")
+RATER_PATHS = ("/v1/comparisons", "/v1/feedback", *OPEN_PATHS)
 _ids = random.Random()  # noqa: S311 - these are names, not secrets
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -198,7 +200,10 @@ def _host_name(url: bytes) -> str:
 
 
 class Authenticate:
-    """API keys on `/v1`, the admin's on `/admin`; health is open, metrics take either."""
+    """API keys on `/v1`, the admin's on `/admin`; health is open, metrics take either.
+
+    A page under `/ui` that is logged in comes with its caller (`service.ui.door`) and needs no key here.
+    """
 
     def __init__(self, app: App, callers: Callers, limiter: Limiter) -> None:
         self._app = app
@@ -207,20 +212,15 @@ class Authenticate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope["path"]
-        if path.startswith("/admin/"):
-            self._admit_admin(scope)
-        elif self._callers.required and path not in OPEN_PATHS:
-            call: Call = scope["keel"]
-            call.caller = caller = self._identify(scope)
-            if caller.limited and path.startswith("/v1/"):
-                await self._limiter.admit(caller, call)
-        await self._app(scope, receive, send)
-
-    def _admit_admin(self, scope: Scope) -> None:
         call: Call = scope["keel"]
-        call.caller = caller = self._identify(scope)
-        if not caller.admin:
-            raise Forbidden("this needs an admin key; `keel keys create --admin` makes one")
+        named = path.startswith(NAMED_PATHS)  # somebody in particular must call, keys in general or not
+        if call.caller is None and (named or (self._callers.required and path not in OPEN_PATHS)):
+            call.caller = self._identify(scope)
+        if call.caller is not None:
+            _check_role(call.caller, path)
+            if call.caller.limited and path.startswith("/v1/"):
+                await self._limiter.admit(call.caller, call)
+        await self._app(scope, receive, send)
 
     def _identify(self, scope: Scope) -> Caller:
         key = _presented_key(scope)
@@ -232,6 +232,18 @@ class Authenticate:
         if caller is None:
             raise Unauthorized("the API key is not known to this gateway")
         return caller
+
+
+def _check_role(caller: Caller, path: str) -> None:
+    """Raises `Forbidden` for what this caller's key is not for."""
+    if caller.admin:
+        return
+    if path.startswith("/admin/"):
+        raise Forbidden("this needs an admin key; `keel keys create NAME --role admin` makes one")
+    if caller.role == "rater" and not path.startswith(RATER_PATHS):
+        raise Forbidden("a rater's key is for comparing replies and for feedback only")
+    if caller.role != "rater" and path.startswith("/v1/comparisons"):
+        raise Forbidden("this needs a rater's key; `keel keys create NAME --role rater` makes one")
 
 
 def _presented_key(scope: Scope) -> str | None:

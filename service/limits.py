@@ -23,6 +23,7 @@ from service.openai.errors import RateLimited, Unavailable
 from service.telemetry.metrics import Metrics
 
 STORAGE_TIMEOUT = 1.0  # seconds
+LOGINS_PER_MINUTE = 20  # of one address
 
 
 class Limiter:
@@ -60,6 +61,10 @@ class Limiter:
                 raise Unavailable(
                     "rate limits can't be checked at present", code="limits_unavailable"
                 ) from error
+
+    async def admit_login(self, address: str, call: Call) -> None:
+        """Count one try to log in from `address`. Raises as `admit` does."""
+        await self.admit(Caller("login", f"login {address}", requests_per_minute=LOGINS_PER_MINUTE), call)
 
     async def charge(self, caller: Caller, tokens: int) -> None:
         """Count what a request used."""

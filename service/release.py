@@ -275,10 +275,9 @@ class Releasing:
     def _conclude(self) -> None:
         """Bring what was found into the report and the metrics, once."""
         for key, moderator in self._moderators.items():
-            verdict = moderator.verdict
-            self._report.add_output(key.choice, key.channel, verdict)
+            verdict, reports = moderator.verdict, moderator.reports()
+            self._report.add_output(key.choice, key.channel, verdict, reports)
             count(self._metrics, "output", verdict, self._call)
-            reports = moderator.reports()
             count_times(self._metrics, "output", reports)
             count_scores(self._metrics, "output", self._served.name, reports)
         self._moderators.clear()

@@ -28,12 +28,14 @@ Status = Literal["passed", "modified", "blocked"]
 class Report:
     """What the guards said about one request and its reply. Findings are told with where they stand.
 
-    `summary` is what a strategy tells of how the reply came about.
+    `looks` are the guards' own reports, for their times; `summary` is what a strategy tells of how the reply
+    came about.
     """
 
     input: list[tuple[str, Finding]] = field(default_factory=list)
     output: list[tuple[int, str, Finding]] = field(default_factory=list)
     failures: list[tuple[Stage, Failure]] = field(default_factory=list)
+    looks: list[tuple[Stage, GuardReport]] = field(default_factory=list)
     action: Action = Action.ALLOW
     summary: dict[str, Any] = field(default_factory=dict)
 
@@ -42,10 +44,12 @@ class Report:
         for place, part in zip(places, result.parts, strict=True):
             self.input += [(place.param, finding) for finding in sorted(part.verdict.findings)]
             self.failures += [("input", failure) for failure in sorted(part.verdict.failures)]
+            self.looks += [("input", report) for report in part.reports]
         self.action = max(self.action, result.action)
 
-    def add_output(self, choice: int, channel: str, verdict: Verdict) -> None:
+    def add_output(self, choice: int, channel: str, verdict: Verdict, reports: Iterable[GuardReport]) -> None:
         """One channel of one choice, at its end."""
+        self.looks += [("output", report) for report in reports]
         self.output += [(choice, channel, finding) for finding in sorted(verdict.findings)]
         self.failures += [("output", failure) for failure in sorted(verdict.failures)]
         self.action = max(self.action, verdict.action)
@@ -89,6 +93,7 @@ class Report:
                 {"choice": choice, "channel": channel, **_finding(finding)}
                 for choice, channel, finding in self.output
             ]
+            field_["guards"] = self._times()
         return field_
 
     def tally(self) -> dict[str, list[dict[str, Any]]]:
@@ -106,6 +111,14 @@ class Report:
             for name, what, counts in (("findings", "category", found), ("failures", "reason", failed))
             if counts
         }
+
+    def _times(self) -> list[dict[str, Any]]:
+        """What each guard took in all, over all texts of its stage that it looked at."""
+        times: dict[tuple[Stage, str], float] = {}
+        for stage, look in self.looks:
+            if look.state != "skipped":
+                times[stage, look.guard] = times.get((stage, look.guard), 0.0) + look.ms
+        return [{"stage": stage, "guard": guard, "ms": round(ms, 3)} for (stage, guard), ms in times.items()]
 
     def culprit(self) -> str:
         """The guard that decided, for a message."""

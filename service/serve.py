@@ -37,7 +37,7 @@ def check_exposure(settings: Settings) -> None:
     if (
         settings.loopback
         or settings.api_keys
-        or any(not key.admin for key in KeyFile(settings.key_file).load())
+        or any(key.role == "api" for key in KeyFile(settings.key_file).load())
     ):
         return
     raise ConfigError(
@@ -167,7 +167,7 @@ def _ready_text(gateway: Gateway, url: str) -> str:
     names = [served.name for served in gateway.catalog.all()]
     chosen = gateway.settings.default_policy if gateway.settings.default_policy in names else names[0]
     return (
-        f"Keel is ready on {url} and serves: {', '.join(names)}\n"
+        f"Keel is ready on {url} and serves: {', '.join(names)}; its pages are at {url}/ui\n"
         f"curl -sS {url}/v1/chat/completions -H 'Content-Type: application/json'{key} \\\n"
         f'  -d \'{{"model":"{chosen}","messages":[{{"role":"user","content":"Hello!"}}]}}\'\n'
     )

@@ -1,4 +1,4 @@
-"""What all tests share: hypothesis profiles, one group for the tests that share a vLLM, missing servers."""
+"""What all tests share: hypothesis profiles, groups for those that share a vLLM or a browser, servers."""
 
 from __future__ import annotations
 
@@ -37,6 +37,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("vllm"):
             item.add_marker(pytest.mark.xdist_group("vllm"))
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("chromium"))
         missing = _missing_servers(item)
         if missing:
             packages = " ".join(sorted({SERVERS.get(name, name) for name in missing}))

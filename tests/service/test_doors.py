@@ -123,7 +123,7 @@ def test_public_address_needs_a_key(tmp_path: Path) -> None:
         check_exposure(Settings.load(None, host=host, api_keys=[KEY], **common))
     for host in ("127.0.0.1", "::1", "localhost", "127.8.8.8"):
         check_exposure(Settings.load(None, host=host, **common))
-    KeyFile(tmp_path / "keys.json").create("admin", admin=True)
+    KeyFile(tmp_path / "keys.json").create("admin", role="admin")
     with pytest.raises(ConfigError):
         check_exposure(Settings.load(None, host="::", **common))
 

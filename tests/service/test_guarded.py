@@ -252,7 +252,7 @@ async def test_completions_with_several_prompts(serve: Serve) -> None:
         assert [c["text"] for c in answer["choices"]] == ["0: [SSN]", "1: [SSN]"]
 
 
-@pytest.mark.parametrize(("expose", "keys"), [("none", None), ("summary", 5), ("findings", 7)])
+@pytest.mark.parametrize(("expose", "keys"), [("none", None), ("summary", 5), ("findings", 8)])
 async def test_how_much_is_exposed(serve: Serve, expose: str, keys: int | None) -> None:
     async with serve({"strict": BLOCKING + f"expose: {expose}\n"}) as keel:
         _, answer = await keel.chat(model="strict")
