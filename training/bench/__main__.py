@@ -26,13 +26,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make bench-training", description=__doc__)
     parser.add_argument("--only", default=",".join(_MEASURES), help="some of " + ", ".join(_MEASURES))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cpu", help="cpu, or a GPU: cuda")
+    parser.add_argument("--peer", type=Path, help="a Python with TRL 1.12 (default: one is made)")
     parser.add_argument("--home", type=Path, default=ROOT / ".keel" / "bench-training")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "BENCHMARKS-TRAINING.md")
+    parser.add_argument("--out", type=Path, help="the page (default: in docs)")
     arguments = parser.parse_args()
     home: Path = arguments.home.resolve()
     home.mkdir(parents=True, exist_ok=True)
-    plan = measures.Plan(home=home, rounds=arguments.rounds)
-    file = home / "figures.json"
+    plan = measures.Plan(home, arguments.rounds, arguments.device, arguments.peer)
+    file = home / f"figures-{arguments.device}.json"
     figures = json.loads(file.read_text()) if file.exists() else {}
     began = time.monotonic()
     try:
@@ -43,8 +45,10 @@ def main() -> int:
     except BenchError as error:
         print(f"bench-training: {error}", file=sys.stderr)
         return 1
-    report.write(arguments.out, figures)
-    print(f"{arguments.out}: written after {time.monotonic() - began:.0f} s")
+    page = "BENCHMARKS-TRAINING.md" if arguments.device == "cpu" else "BENCHMARKS-TRAINING-GPU.md"
+    out: Path = arguments.out or ROOT / "docs" / page
+    report.write(out, figures, arguments.device)
+    print(f"{out}: written after {time.monotonic() - began:.0f} s")
     return 0
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -47,7 +47,7 @@ def options(model: str) -> dict[str, Any]:
     }
 
 
-def arguments(scratch: str) -> dict[str, Any]:
+def arguments(scratch: str, device: str) -> dict[str, Any]:
     return {
         "output_dir": scratch,
         "max_steps": STEPS,
@@ -59,30 +59,31 @@ def arguments(scratch: str) -> dict[str, Any]:
         "bf16": False,
         "gradient_checkpointing": False,
         "report_to": "none",
-        "use_cpu": True,
+        "use_cpu": device == "cpu",
         "dataloader_pin_memory": False,
         "disable_tqdm": True,
         "seed": 0,
     }
 
 
-def own_sft(model: Any, tokenizer: Any, path: str) -> None:
-    config = SftConfig.model_validate(options(path) | {"data": {}})
+def own_sft(model: Any, tokenizer: Any, job: Mapping[str, str]) -> None:
+    config = SftConfig.model_validate(options(job["model"]) | {"data": {}})
     train_sft(model, tokenizer, config, demo_demonstrations(ROWS, 0))
 
 
-def own_dpo(model: Any, tokenizer: Any, path: str) -> None:
-    train_dpo(model, tokenizer, DpoConfig.model_validate(options(path)), demo_preferences(ROWS, 0))
+def own_dpo(model: Any, tokenizer: Any, job: Mapping[str, str]) -> None:
+    config = DpoConfig.model_validate(options(job["model"]))
+    train_dpo(model, tokenizer, config, demo_preferences(ROWS, 0))
 
 
-def trl_sft(model: Any, tokenizer: Any, path: str) -> None:
+def trl_sft(model: Any, tokenizer: Any, job: Mapping[str, str]) -> None:
     rows = [
         {"prompt": c.as_dicts()[:-1], "completion": c.as_dicts()[-1:]} for c in demo_demonstrations(ROWS, 0)
     ]
     with TemporaryDirectory() as scratch:
         trainer = SFTTrainer(
             model=model,
-            args=TrlSftConfig(**arguments(scratch)),
+            args=TrlSftConfig(**arguments(scratch, job["device"])),
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
         )
@@ -90,7 +91,7 @@ def trl_sft(model: Any, tokenizer: Any, path: str) -> None:
         trainer.train()
 
 
-def trl_dpo(model: Any, tokenizer: Any, path: str) -> None:
+def trl_dpo(model: Any, tokenizer: Any, job: Mapping[str, str]) -> None:
     rows = [
         {
             "prompt": [{"role": m.role, "content": m.content} for m in p.prompt],
@@ -102,7 +103,7 @@ def trl_dpo(model: Any, tokenizer: Any, path: str) -> None:
     with TemporaryDirectory() as scratch:
         trainer = DPOTrainer(
             model=model,
-            args=TrlDpoConfig(**arguments(scratch), beta=0.1),
+            args=TrlDpoConfig(**arguments(scratch, job["device"]), beta=0.1),
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
         )
@@ -110,7 +111,7 @@ def trl_dpo(model: Any, tokenizer: Any, path: str) -> None:
         trainer.train()
 
 
-_RUNS: dict[str, Callable[[Any, Any, str], None]] = {
+_RUNS: dict[str, Callable[[Any, Any, Mapping[str, str]], None]] = {
     "own sft": own_sft,
     "trl sft": trl_sft,
     "own dpo": own_dpo,
@@ -126,7 +127,7 @@ def main(job: dict[str, Any]) -> None:
         for name in (f"own {job['method']}", f"trl {job['method']}"):
             model, tokenizer = load_policy(ModelSource(path=job["model"]))
             wall, cpu = time.perf_counter(), time.process_time()
-            _RUNS[name](model, tokenizer, job["model"])
+            _RUNS[name](model, tokenizer, job)
             turn[name] = {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
         print(json.dumps(turn), flush=True)
 

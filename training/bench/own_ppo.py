@@ -28,6 +28,8 @@ def main(job: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     tokenizer, model = read_tokenizer(Path(job["model"])), read_model(Path(job["model"]))
     reward = RewardModel.load(Path(job["reward"]))
+    for part in (model, reward.model):
+        part.to(job["device"])
     prompts: list[Prompt] = [as_prompt(text) for text in job["texts"]]
     config = PpoConfig(
         name="bench",

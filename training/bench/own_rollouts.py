@@ -32,6 +32,7 @@ def main(job: dict[str, Any], way: str) -> None:
     torch.set_num_threads(1)
     place = Path(job["model"])
     tokenizer, model = read_tokenizer(place), read_model(place)
+    model.to(job["device"])
     prompts = [as_prompt(text) for text in job["texts"]][: job["rollouts"]]
     sample = SampleConfig(max_new_tokens=job["max_new_tokens"])
 
@@ -43,7 +44,10 @@ def main(job: dict[str, Any], way: str) -> None:
         options = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
         sampler: Any = model.generate  # type: ignore[misc]  # its annotation of self fits no model
         out = sampler(
-            input_ids=ids_BP, attention_mask=mask_BP, max_new_tokens=sample.max_new_tokens, **options
+            input_ids=ids_BP.to(model.device),
+            attention_mask=mask_BP.to(model.device),
+            max_new_tokens=sample.max_new_tokens,
+            **options,
         )
         replies = out[:, ids_BP.shape[1] :]
         ended = (replies == tokenizer.eos_token_id).long()

@@ -102,7 +102,7 @@ def main(job: dict[str, Any]) -> None:
         num_sample_generations=0,
         bf16=job["precision"] == "bf16",
         fp16=False,
-        use_cpu=True,
+        use_cpu=job["device"] == "cpu",
         report_to="none",
         save_strategy="no",
         logging_strategy="no",

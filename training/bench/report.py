@@ -11,31 +11,35 @@ from typing import Any
 
 import psutil
 import torch
+import transformers
 
 from training.bench.workers import TRL
 
 _NOTES = Path(__file__).with_name("NOTES.md")
+_CPU_TIME = """ of CPU time, so that another process on
+the machine does not count; wall-clock rates stand beside them. One thread each"""
 _HEAD = """# Benchmarks of training
 
-Written by `make bench-training` on {date}; the figures are replaced as a whole by each run.
+Written by `{command}` on {date}; the figures are replaced as a whole by each run.
 
-Machine: {cpu}, {cores} cores, {memory:.0f} GiB, Python {python}, torch {torch}. One thread each. Those
-compared stay loaded and take turns (A B C A B C …). A figure is the median of its rounds, a ratio is taken
-round by round. Rates are tokens of replies, their end of text included, per second of CPU time, so that
-another process on the machine does not count; wall-clock rates stand beside them.
+Machine: {machine}, Python {python}, torch {torch}, transformers {transformers}. Those compared stay loaded
+and take turns (A B C A B C …). A figure is the median of its rounds, a ratio is taken round by round.
+Rates are tokens of replies, their end of text included, per second{clock}.
 
 | what | reach | seen | |
 |---|---|---|---|
 """
 
 
-def write(place: Path, figures: Mapping[str, Any]) -> None:
+def write(place: Path, figures: Mapping[str, Any], device: str) -> None:
     """Replace the page."""
+    on_cpu = device == "cpu"
     head = _HEAD.format(
+        command="make bench-training" if on_cpu else f"python -m training.bench --device {device}",
         date=datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
-        cpu=_cpu(),
-        cores=os.cpu_count(),
-        memory=psutil.virtual_memory().total / 2**30,
+        machine=_machine() if on_cpu else torch.cuda.get_device_name(device),
+        clock=_CPU_TIME if on_cpu else "",
+        transformers=transformers.__version__,
         python=platform.python_version(),
         torch=torch.__version__,
     )
@@ -48,7 +52,7 @@ def _targets(figures: Mapping[str, Any]) -> list[str]:
     lines = []
     for what, seen in figures.get("ppo", {}).items():
         ratio, rate, base = seen["keel"]["ratio"], seen["keel"], seen["trl"]
-        rates = f"{rate['tokens_per_cpu_s']:,.0f} against {base['tokens_per_cpu_s']:,.0f} tokens/s"
+        rates = f"{rate['rate']:,.0f} against {base['rate']:,.0f} tokens/s"
         told = f"{rates}: {_spread(ratio)}"
         lines.append(_row(f"PPO, {what}", f"≥ 3x TRL {TRL}", told, ratio["median"] >= 3))
     for method, seen in figures.get("beside_trl", {}).items():
@@ -58,7 +62,7 @@ def _targets(figures: Mapping[str, Any]) -> list[str]:
     ways = figures.get("rollouts", {})
     for way in ("keel", "vllm"):
         if way in ways:
-            told = f"{ways[way]['tokens_per_cpu_s']:,.0f} tokens/s: {_spread(ways[way]['ratio'])}"
+            told = f"{ways[way]['rate']:,.0f} tokens/s: {_spread(ways[way]['ratio'])}"
             lines.append(_row(f"rollouts, {_WAYS[way]}", "transformers' generate()", told, None))
     return lines
 
@@ -71,13 +75,13 @@ def _ppo_details(figures: Mapping[str, Any]) -> str:
         return ""
     lines = [
         "\n## PPO\n",
-        "| replies | trainer | tokens/s of CPU | tokens/s | peak MiB | over TRL |",
+        "| replies | trainer | rate | tokens/s of wall time | peak MiB | over TRL |",
         "|---|---|---|---|---|---|",
     ]
     for what, seen in figures["ppo"].items():
         for name, f in seen.items():
             lines.append(
-                f"| {what} | {name} | {f['tokens_per_cpu_s']:,.0f} | {f['tokens_per_s']:,.0f} "
+                f"| {what} | {name} | {f['rate']:,.0f} | {f['tokens_per_s']:,.0f} "
                 f"| {f['memory_mib']:,.0f} | {_spread(f['ratio'])} |"
             )
     return "\n".join(lines) + "\n"
@@ -88,12 +92,12 @@ def _rollout_details(figures: Mapping[str, Any]) -> str:
         return ""
     lines = [
         "\n## Rollouts\n",
-        "| way | tokens/s of CPU | tokens/s | resident MiB | over generate() |",
+        "| way | rate | tokens/s of wall time | resident MiB | over generate() |",
         "|---|---|---|---|---|",
     ]
     for name, f in figures["rollouts"].items():
         lines.append(
-            f"| {_WAYS[name]} | {f['tokens_per_cpu_s']:,.0f} | {f['tokens_per_s']:,.0f} "
+            f"| {_WAYS[name]} | {f['rate']:,.0f} | {f['tokens_per_s']:,.0f} "
             f"| {f['memory_mib']:,.0f} | {_spread(f['ratio'])} |"
         )
     return "\n".join(lines) + "\n"
@@ -102,7 +106,7 @@ def _rollout_details(figures: Mapping[str, Any]) -> str:
 def _method_details(figures: Mapping[str, Any]) -> str:
     if "beside_trl" not in figures:
         return ""
-    lines = ["\n## SFT and DPO\n", "| method | ours, s of CPU | TRL, s of CPU | ratio |", "|---|---|---|---|"]
+    lines = ["\n## SFT and DPO\n", "| method | ours, s | TRL, s | ratio |", "|---|---|---|---|"]
     for method, f in figures["beside_trl"].items():
         lines.append(f"| {method} | {f['own_s']:.2f} | {f['trl_s']:.2f} | {_spread(f['ratio'])} |")
     return "\n".join(lines) + "\n"
@@ -115,6 +119,11 @@ def _row(what: str, reach: str, seen: str, reached: bool | None) -> str:
 
 def _spread(ratio: Mapping[str, float]) -> str:
     return f"{ratio['median']:.2f}x ({ratio['min']:.2f} to {ratio['max']:.2f})"
+
+
+def _machine() -> str:
+    memory = psutil.virtual_memory().total / 2**30
+    return f"{_cpu()}, {os.cpu_count()} cores, {memory:.0f} GiB"
 
 
 def _cpu() -> str:

@@ -39,6 +39,9 @@ class Worker:
                 cwd=ROOT,
                 env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRACKIO_DISABLE": "1"},
             )
+
+    def loaded(self) -> None:
+        """Wait until it is ready for its first turn."""
         self._answer()
 
     def turn(self) -> dict[str, Any]:
@@ -74,6 +77,8 @@ def workers(commands: dict[str, Sequence[str]], home: Path) -> Iterator[dict[str
     try:
         for name, argv in commands.items():
             running[name] = Worker(argv, home / f"{name.replace(' ', '-')}.log")
+        for worker in running.values():
+            worker.loaded()
         yield running
     finally:
         for worker in running.values():

@@ -67,6 +67,10 @@ class GroupConfig(TrainingOptions):
     def _groups(self) -> GroupConfig:
         if self.batch_size % self.group_size:
             raise ValueError("batch_size counts replies: it must be a multiple of group_size")
+        if self.checkpoint_every % self.updates:
+            raise ValueError(
+                "checkpoint_every must be a multiple of updates: a batch of replies can't be gone on with"
+            )
         return self
 
     def trl_options(self) -> dict[str, Any]:
