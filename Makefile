@@ -13,7 +13,7 @@ ARGS    ?=
 # Test processes. The tests against real vLLM share one of them, so that vLLM starts once.
 WORKERS ?= $(shell n=$$(nproc); echo $$(( n < 4 ? n : 4 )))
 
-.PHONY: help serve test test-long check format bench bench-training loop lock clean env env-dev
+.PHONY: help serve test test-long check format bench bench-training loadtest loop lock clean env env-dev
 
 help: ## list the targets
 	@echo "Keel: a gateway that keeps a language model aligned while it answers"
@@ -47,6 +47,9 @@ bench: env-dev ## measure speed and memory, write docs/BENCHMARKS.md
 
 bench-training: env-dev ## measure training speed beside TRL, write docs/BENCHMARKS-TRAINING.md
 	@$(BIN)/python -m training.bench $(ARGS)
+
+loadtest: env-dev ## load the embedded gateway (ramp, spike, saturation, 10x overload), fail on a missed threshold
+	@$(BIN)/python -m loadtests $(ARGS)
 
 loop: env-dev ## SFT, reward, DPO, PPO, evaluate, publish, serve: once around, writes docs/RESULTS.md
 	@$(BIN)/keel-train loop $(ARGS)

@@ -49,6 +49,24 @@ class WorkerInfo:
     batches: int
 
 
+@dataclass(slots=True)
+class Pace:
+    """How long a job takes of late: a mean in which the last hundred batches count most."""
+
+    jobs: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def seconds_per_job(self) -> float:
+        """0 before the first."""
+        return self.seconds / self.jobs if self.jobs else 0.0
+
+    def add(self, jobs: int, seconds: float) -> None:
+        """A batch of `jobs` took `seconds`."""
+        self.jobs = 0.99 * self.jobs + jobs
+        self.seconds = 0.99 * self.seconds + seconds
+
+
 @dataclass(frozen=True, slots=True)
 class PoolSettings:
     """Times in seconds; `backoff` is the first and the longest pause before a worker is replaced."""
@@ -143,9 +161,11 @@ class Worker:
         observer: Observer,
         ended: Callable[[Job], None],
         wake: Callable[[], None],
+        pace: Pace,
     ) -> None:
         self._settings = settings
         self._observer = observer
+        self._pace = pace
         self._ended = ended
         self._wake = wake
         self._loop = asyncio.get_running_loop()
@@ -261,7 +281,9 @@ class Worker:
         if kind == "done":
             batch = self._take_batch()
             self.batches += 1
-            self._observer.on_batch(self._servable, len(batch), self._loop.time() - self._began)
+            took = self._loop.time() - self._began
+            self._pace.add(len(batch), took)
+            self._observer.on_batch(self._servable, len(batch), took)
             for job, (ok, value) in zip(batch, arguments[0], strict=True):
                 if ok:
                     job.succeed(value)
@@ -301,10 +323,12 @@ class Pool:
         observer: Observer,
         ended: Callable[[Job], None],
         wake: Callable[[], None],
+        pace: Pace,
     ) -> None:
         self._specs = dict(specs)
         self._settings = settings
         self._observer = observer
+        self._pace = pace
         self._ended = ended
         self._wake = wake
         self._slots: list[Worker | None] = [None] * settings.workers
@@ -327,7 +351,9 @@ class Pool:
         shortest, longest = self._settings.backoff
         pause = shortest
         while not self._retiring:
-            worker = self._slots[slot] = Worker(self._settings, self._observer, self._ended, self._wake)
+            worker = self._slots[slot] = Worker(
+                self._settings, self._observer, self._ended, self._wake, self._pace
+            )
             began = asyncio.get_running_loop().time()
             try:
                 try:

@@ -21,7 +21,7 @@ from typing import Any
 
 from guardrails import wire
 from guardrails.guard import JobError
-from guardrails.pool import Job, Observer, Pool, PoolSettings, WorkerInfo
+from guardrails.pool import Job, Observer, Pace, Pool, PoolSettings, WorkerInfo
 from guardrails.servable import Servable, ServableError, ServableSpec
 
 __all__ = ["Observer", "Runtime", "Servable", "ServableError", "ServableSpec", "WorkerInfo"]
@@ -72,6 +72,7 @@ class Runtime:
         self._pending: dict[Key, Job] = {}
         self._recent: OrderedDict[tuple[str, bytes], Any] = OrderedDict()
         self._dispatching = False
+        self._pace = Pace()
         self._changing = asyncio.Lock()
         self._closed = False
 
@@ -101,7 +102,7 @@ class Runtime:
                 self._unneeded[name] = loop.call_later(self.linger, self._unload, name)
 
     async def _replace_pool(self, specs: dict[str, ServableSpec]) -> None:
-        pool = Pool(specs, self._settings, self.observer, self._ended, self._soon)
+        pool = Pool(specs, self._settings, self.observer, self._ended, self._soon, self._pace)
         try:
             descriptions = await pool.start()
         except BaseException:
@@ -137,6 +138,14 @@ class Runtime:
     def queue_depth(self) -> int:
         """Jobs that wait for a worker."""
         return self._queued
+
+    def expected_wait(self, coming: int = 0) -> float:
+        """Seconds that a job which comes now would wait for a worker.
+
+        `coming` are callers whose jobs are about to come: where they are more than the jobs that wait, they
+        count, as one each.
+        """
+        return max(self._queued, coming) * self._pace.seconds_per_job / self._settings.workers
 
     def workers(self) -> list[WorkerInfo]:
         """The workers as they are now."""

@@ -7,6 +7,7 @@ keep the one they began with.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,6 +66,12 @@ class Served:
         return (self.target.engine, *(self.strategy.engines if self.strategy else ()))
 
     @property
+    def patience(self) -> float:
+        """The shortest time, in seconds, within which a guard worker must have answered."""
+        guards = (*self.guards.input, *self.guards.output)
+        return min((guard.deadline for guard in guards if guard.servables), default=math.inf)
+
+    @property
     def guarded(self) -> bool:
         """Whether anything is examined or held back at all."""
         return bool(self.guards.input or self.guards.output) or self.spec.streaming == "buffer"
@@ -100,6 +107,10 @@ class Catalog:
         if caller is not None and self._tenants:
             return self._tenants.get((caller.name, name), served)
         return served
+
+    def values(self) -> Iterable[Served]:
+        """Every policy, in no order."""
+        return self._served.values()
 
     def all(self) -> list[Served]:
         """Every policy, by name, without the tenants' variants."""

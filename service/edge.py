@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from structlog.typing import FilteringBoundLogger
 
 from service.auth import Caller, Callers
+from service.generation import PATHS
 from service.http import App, Call, ClientGone, MessageDict, Receive, Scope, Send, header, send_error
 from service.limits import Limiter
 from service.openai import sse
@@ -26,6 +27,7 @@ from service.telemetry.metrics import Metrics, child
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 CLIENT_CLOSED_REQUEST = 499  # nginx's number for it; never sent, only counted
+LOADING = frozenset(PATHS.values())
 OPEN_PATHS = frozenset({"/health/live", "/health/ready"})
 PROBES = OPEN_PATHS | {"/metrics"}
 NAMED_PATHS = ("/admin/", "/v1/comparisons")
@@ -130,18 +132,21 @@ class Gate:
         metrics: Metrics,
         *,
         unready: Callable[[], str | None],
+        check_load: Callable[[], None],
         max_in_flight: int,
         max_body_bytes: int,
         keyless: Callable[[], bool],
         host_names: Iterable[str],
     ) -> None:
-        """`unready` says why generation can't be served now, None when it can.
+        """`unready` says why generation can't be served now, None when it can; `check_load` raises where
+        requests to `LOADING` paths would wait too long, whatever they ask for.
 
         `host_names` are the names by which this gateway may be called while no keys protect it.
         """
         self._app = app
         self._metrics = metrics
         self._unready = unready
+        self._check_load = check_load
         self._max_in_flight = max_in_flight
         self._max_body_bytes = max_body_bytes
         self._keyless = keyless
@@ -163,6 +168,8 @@ class Gate:
         if self._in_flight >= self._max_in_flight:
             self._metrics.rejected.labels("overloaded").inc()
             raise Unavailable("the gateway has as many requests as it can take", code="overloaded")
+        if path in LOADING:
+            self._check_load()
         self._in_flight += 1
         try:
             await self._app(scope, receive, send)

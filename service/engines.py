@@ -16,7 +16,7 @@ from service.engine.config import PoolLimits, TimeLimits, UpstreamConfig
 from service.engine.engine import Engine
 from service.engine.errors import UpstreamError
 from service.engine.observer import EngineObserver
-from service.engine.vllm_command import VllmConfig
+from service.engine.vllm_command import VllmConfig, on_cpu
 from service.engine.vllm_process import ManagedVllm
 from service.settings import Engine as EngineSettings
 from service.settings import Settings
@@ -24,6 +24,8 @@ from service.settings import Settings
 Progress = Callable[[str], None]
 Key = tuple[Upstream, ...] | str
 METRICS_TIMEOUT = 2.0  # seconds
+IN_FLIGHT = 256  # per upstream, where the settings don't say
+CPU_IN_FLIGHT = 64  # beyond it, vLLM on a CPU answers no more of them a second, only later
 
 
 class EngineError(Exception):
@@ -88,7 +90,7 @@ class Engines:
             self._engines[key] = Engine.managed(
                 child,
                 times=_times(self._settings.engine),
-                limits=_limits(self._settings.engine),
+                limits=_limits(self._settings.engine, CPU_IN_FLIGHT if on_cpu(config.device) else IN_FLIGHT),
                 observer=self._observer,
             )
         return self._engines[key]
@@ -169,9 +171,9 @@ def _times(settings: EngineSettings) -> TimeLimits:
     )
 
 
-def _limits(settings: EngineSettings) -> PoolLimits:
+def _limits(settings: EngineSettings, in_flight: int = IN_FLIGHT) -> PoolLimits:
     return PoolLimits(
-        max_in_flight=settings.max_in_flight,
+        max_in_flight=settings.max_in_flight or in_flight,
         max_waiting=settings.max_waiting,
         max_wait_seconds=settings.queue_timeout_s,
     )

@@ -63,9 +63,13 @@ class Limits(Group):
 
 
 class Engine(Group):
-    """How upstreams and the managed vLLM are used."""
+    """How upstreams and the managed vLLM are used.
 
-    max_in_flight: Count = 256
+    `max_in_flight`, per upstream: unless it is set, 256, and 64 for a managed vLLM on a CPU, which serves no
+    more than that any faster.
+    """
+
+    max_in_flight: Count | None = None
     max_waiting: Annotated[int, Field(ge=0)] = 512
     queue_timeout_s: Seconds = 10.0
     connect_timeout_s: Seconds = 3.0

@@ -64,17 +64,18 @@ def serve(
     port: int,
     ready: str,
     log: Path,
-    core: int = SERVER_CORE,
+    core: int | str | None = SERVER_CORE,
     env: Mapping[str, str] | None = None,
     patience: float = 120.0,
 ) -> Iterator[Server]:
-    """Run `argv` pinned to `core` until the block ends; entered once `ready` (a path) answers 200.
+    """Run `argv` on `core` (or a list of them, as taskset takes it) until the block ends; entered once
+    `ready` (a path) answers 200.
 
     Raises `BenchError` with the end of its log when it exits or does not answer within `patience` seconds.
     """
     with log.open("wb") as out:
         child = subprocess.Popen(  # noqa: S603 - the benchmark's own command lines
-            ["taskset", "-c", str(core), *argv],  # noqa: S607
+            [*([] if core is None else ["taskset", "-c", str(core)]), *argv],
             stdout=out,
             stderr=subprocess.STDOUT,
             env={**os.environ, **(env or {})},

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from guardrails.runtime import Runtime
 from service import passthrough
+from service.admission import Door
 from service.alignment.strategy import Payload, Strategy, StreamingStrategy
 from service.alignment.waiting import waiting
 from service.audit import AuditLog, actor_of
@@ -45,6 +46,7 @@ class GenerationEndpoint:
         limits: Limits,
         audit: AuditLog,
         outcomes: Outcomes,
+        door: Door,
     ) -> None:
         self._kind: Kind = kind
         self._catalog = catalog
@@ -54,6 +56,7 @@ class GenerationEndpoint:
         self._limits = limits
         self._audit = audit
         self._outcomes = outcomes
+        self._door = door
         self._adapter: TypeAdapter[Any] = TypeAdapter(ChatRequest if kind == "chat" else CompletionRequest)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -90,6 +93,7 @@ class GenerationEndpoint:
             raise explain(error) from None
         served = self._catalog.get(request.model, call.caller)
         _check_policy(request, served)
+        self._door.check(served)
         call.policy = served.name
         call.stream = bool(request.stream)
         headers = {"x-request-id": call.id}
@@ -108,7 +112,8 @@ class GenerationEndpoint:
         if generation.tally is not None:
             generation.tally.report = examined.report
         try:
-            await examine_input(generation, examined, self._metrics)
+            with self._door.on_the_way(served):
+                await examine_input(generation, examined, self._metrics)
             releasing = Releasing(generation, examined, self._runtime, self._metrics, send)
             if served.strategy is not None:
                 await self._align(served.strategy, generation, examined, releasing)

@@ -109,6 +109,10 @@ class Engine:
             self.child.subscribe(self._follow_child)
             await self.child.start()
 
+    def check(self, coming: int = 0) -> None:
+        """Raises `Refused` where a request that comes now would wait too long; see `UpstreamPool.check`."""
+        self.pool.check(coming)
+
     async def wait_ready(self, seconds: float | None = None) -> None:
         """Wait for the child to serve. Raises `VllmFailed`, or `TimeoutError` after `seconds`."""
         if self.child is not None:

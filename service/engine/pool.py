@@ -36,6 +36,9 @@ T = TypeVar("T")
 # A Retry-After up to this is waited out within the request; a longer one is handed to the caller.
 _PATIENCE_SECONDS = 2.0
 _EWMA_WEIGHT = 0.05
+# A queue that has not been empty for as long as a request may wait no longer evens out a burst: it only
+# makes everybody late. Newcomers may then wait this share of the time.
+_STANDING_SHARE = 0.1
 # How long an upstream that answered 429 rests where it named no time, and at the most.
 _REST_SECONDS = 1.0
 _LONGEST_REST_SECONDS = 30.0
@@ -96,6 +99,7 @@ class UpstreamPool:
         self._idle.set()
         self.in_flight = 0  # of all upstreams together
         self._seconds = 1.0  # how long a request takes, an exponentially weighted mean
+        self._queue_since: float | None = None  # when the queue was last empty; None while it is
         self._loop = asyncio.get_running_loop()
 
     @property
@@ -106,6 +110,23 @@ class UpstreamPool:
     def ready(self) -> bool:
         """Whether a request that comes now has a chance."""
         return not self._closing and not all(upstream.hopeless for upstream in self.upstreams)
+
+    def check(self, coming: int = 0) -> None:
+        """Raises `Refused` where a request that comes now would wait too long for a slot, or for nothing.
+
+        `coming` are requests that were let in and have not asked for theirs yet. The wait is what Little's
+        law says of the requests that must end first; one that is let in on it may still prove it wrong.
+        """
+        if not self.ready:
+            raise self._refused(self._unavailable())
+        before = self.in_flight + len(self._waiters) + coming - self._capacity()
+        if before < 0:
+            return
+        if before >= self.limits.max_waiting:
+            raise self._refused(self._overloaded(f"{before} requests are waiting already"))
+        wait = self._wait(before + 1)
+        if wait > self._patience():
+            raise self._refused(self._overloaded(f"a slot would be free in {wait:.1f} s"))
 
     async def complete(
         self, path: str, body: bytes | None, headers: Headers | None = None, *, method: str = "POST"
@@ -184,7 +205,7 @@ class UpstreamPool:
             try:
                 upstream = await self._acquire(tried)
             except Refused as refusal:
-                self._observer.refused(refusal)
+                self._refused(refusal)
                 raise last or refusal from None
             try:
                 return await send(upstream)
@@ -248,7 +269,7 @@ class UpstreamPool:
             raise self._overloaded(f"{len(self._waiters)} requests are waiting already")
         turn: asyncio.Future[Upstream] = self._loop.create_future()
         self._waiters.append(turn)
-        self._observer.waiting(len(self._waiters))
+        self._queue_changed()
         try:
             async with asyncio.timeout(self.limits.max_wait_seconds):
                 return await turn
@@ -263,7 +284,7 @@ class UpstreamPool:
         finally:
             if turn in self._waiters:
                 self._waiters.remove(turn)
-                self._observer.waiting(len(self._waiters))
+                self._queue_changed()
 
     def _pick(self, tried: Collection[str] = ()) -> Upstream | None:
         best: Upstream | None = None
@@ -336,7 +357,31 @@ class UpstreamPool:
                 break
             self._take(upstream)
             self._waiters.popleft().set_result(upstream)
+        self._queue_changed()
+
+    def _queue_changed(self) -> None:
+        if not self._waiters:
+            self._queue_since = None
+        elif self._queue_since is None:
+            self._queue_since = self._loop.time()
         self._observer.waiting(len(self._waiters))
+
+    def _patience(self) -> float:
+        """Seconds that a newcomer may have to wait."""
+        longest = self.limits.max_wait_seconds
+        standing = self._queue_since is not None and self._loop.time() - self._queue_since > longest
+        return longest * _STANDING_SHARE if standing else longest
+
+    def _capacity(self) -> int:
+        return self.limits.max_in_flight * sum(not u.hopeless for u in self.upstreams)
+
+    def _wait(self, requests: int) -> float:
+        """Seconds until so many requests have ended."""
+        return self._seconds * requests / max(1, self._capacity())
+
+    def _refused(self, refusal: Refused) -> Refused:
+        self._observer.refused(refusal)
+        return refusal
 
     def _unavailable(self) -> Unavailable:
         if self._closing:
@@ -347,6 +392,5 @@ class UpstreamPool:
         return Unavailable("no upstream answers at present", retry_after=max(1, math.ceil(wait)))
 
     def _overloaded(self, why: str) -> Overloaded:
-        capacity = self.limits.max_in_flight * sum(not u.hopeless for u in self.upstreams)
-        wait = self._seconds * (len(self._waiters) + 1) / max(1, capacity)
+        wait = self._wait(len(self._waiters) + 1)
         return Overloaded(f"too many requests: {why}", retry_after=min(60, max(1, math.ceil(wait))))
