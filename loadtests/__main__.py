@@ -15,7 +15,7 @@ from typing import Any
 
 from loadtests import report
 from loadtests.bench.processes import ROOT, BenchError
-from loadtests.run import embedded_gateway
+from loadtests.run import embedded_gateway, keep_to_the_load_core
 from loadtests.stages import POLICIES, SCALES, Bench, measure, stages
 from loadtests.thresholds import THRESHOLDS, changed, judge
 
@@ -38,6 +38,7 @@ def main() -> int:
             if args.url is None:
                 print("starting the gateway and its vLLM", flush=True)
                 server = stack.enter_context(embedded_gateway(args.out))
+                keep_to_the_load_core()
             url = args.url or (server.url if server else "")
             bench = Bench(url, args.out, scale, server, tuple(args.policy or POLICIES), args.seed)
             figures = _measure(bench, args.only or stages(scale))

@@ -28,7 +28,7 @@ def spread(values: Sequence[float]) -> Figures:
 
 
 def of_requests(seen: Iterable[Seen], begin: float, end: float) -> Figures:
-    """What happened to the requests that were due from `begin` to `end` seconds; times in ms.
+    """What happened to the requests that were sent from `begin` to `end` seconds; times in ms.
 
     `goodput` is good answers that came in that time, a second: an answer that comes after it is none.
     """
@@ -51,6 +51,7 @@ def of_requests(seen: Iterable[Seen], begin: float, end: float) -> Figures:
         "errors": errors,
         "ms": spread([row.ms for row in ok]),
         "refused_ms": spread([row.ms for row in refused]),
+        "late_ms": spread([row.late_ms for row in window]),
     }
 
 

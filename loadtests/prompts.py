@@ -34,16 +34,26 @@ class Conversations:
         self._lengths = lengths or Lengths.load()
         self._dialogue: list[Message] = []
         self._turns = 0
+        self._answered = True
 
     def messages(self) -> list[Message]:
-        """The next turn of this caller's dialogue behind the ones before it, as a chat client sends them."""
-        if len(self._dialogue) >= self._turns:
-            self._dialogue = []
-            self._turns = self._lengths.turns.draw(self._rng)
-        for role in ("assistant", "user") if self._dialogue else ("user",):
-            text = self._text(self._lengths.words.draw(self._rng))
-            self._dialogue.append({"role": role, "content": text})
+        """The next turn of this caller's dialogue behind the ones before it, as a chat client sends them.
+
+        The same as the last time, unless that was `answered`.
+        """
+        if self._answered:
+            self._answered = False
+            if len(self._dialogue) >= self._turns:
+                self._dialogue = []
+                self._turns = self._lengths.turns.draw(self._rng)
+            for role in ("assistant", "user") if self._dialogue else ("user",):
+                text = self._text(self._lengths.words.draw(self._rng))
+                self._dialogue.append({"role": role, "content": text})
         return self._dialogue
+
+    def answered(self) -> None:
+        """The dialogue may go on."""
+        self._answered = True
 
     def long_messages(self) -> list[Message]:
         """One long text with a question behind it."""

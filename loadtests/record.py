@@ -16,9 +16,10 @@ Outcome = Literal["ok", "refused", "failed"]
 
 @dataclass(slots=True)
 class Seen:
-    """One request. `at` is when it was due, in seconds of the run; times in milliseconds.
+    """One request. `at` is when it was sent, in seconds of the run; times in milliseconds.
 
-    `ttft_ms` and `gaps_ms` (from one text to the next) are of streams.
+    `ttft_ms` and `gaps_ms` (from one text to the next) are of streams. `late_ms` is by how much the generator
+    was late with it, where it was due at a time.
     """
 
     at: float
@@ -29,6 +30,7 @@ class Seen:
     ttft_ms: float | None = None
     gaps_ms: list[float] = field(default_factory=list)
     error: str = ""
+    late_ms: float = 0.0
 
 
 class Recorder:
@@ -44,7 +46,7 @@ class Recorder:
 
     def add(self, seen: Seen) -> None:
         """Keep one."""
-        row = {name: value for name, value in asdict(seen).items() if value not in (None, "", [])}
+        row = {name: value for name, value in asdict(seen).items() if value not in (None, "", [], 0.0)}
         self._file.write(json.dumps(row) + "\n")
 
     def close(self) -> None:

@@ -18,13 +18,20 @@ from loadtests.watch import Sample, Watcher
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
 
 
-def cores() -> tuple[str | None, str | None]:
-    """The cores for the gateway with all its children, and the one for the load, as taskset takes them.
+def cores() -> tuple[str | None, int | None]:
+    """The cores for the gateway with all its children, as taskset takes them, and the one for the load.
 
     The load has one to itself, so that more of it takes nothing from what is measured; None on one core.
     """
     count = os.cpu_count() or 1
-    return (f"0-{count - 2}", str(count - 1)) if count > 1 else (None, None)
+    return (f"0-{count - 2}", count - 1) if count > 1 else (None, None)
+
+
+def keep_to_the_load_core() -> None:
+    """This process, and locust which it will start, take nothing from the gateway."""
+    _, mine = cores()
+    if mine is not None:
+        os.sched_setaffinity(0, {mine})
 
 
 @contextlib.contextmanager
@@ -84,8 +91,7 @@ def run(load: Load, url: str, home: Path, name: str, server: Server | None = Non
     home.mkdir(parents=True, exist_ok=True)
     record = home / f"{name}.jsonl"
     with Watcher(server.process) if server else contextlib.nullcontext() as watcher:
-        pin = ["taskset", "-c", mine] if server and (mine := cores()[1]) else []
-        _locust([*pin, *load.argv(url, record)], home / f"{name}.log", load.plan.seconds)
+        _locust(load.argv(url, record), home / f"{name}.log", load.plan.seconds)
     samples = watcher.samples if watcher else []
     if watcher:
         watcher.write(home / f"{name}.samples.jsonl")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import deque
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ from locust.contrib.fasthttp import FastResponse
 from loadtests.prompts import LONG_REPLY, Conversations, Message
 from loadtests.record import Outcome, Recorder, Seen
 
-DIALOGUES = 256  # that arrivals belong to, each in its turn
+DIALOGUES = 256  # as many wait for their turn; an arrival goes on with the one that has waited longest
 CHAT = "/v1/chat/completions"
 _numbers = itertools.count()
 
@@ -49,15 +50,15 @@ class Caller(FastHttpUser):
         *,
         stream: bool = False,
         reply: int | None = None,
-        due: float | None = None,
+        late_ms: float = 0.0,
     ) -> Seen:
-        """Send one request, read the whole answer and record it. `due` is when it should have gone out."""
+        """Send one request, read the whole answer and record it; `late_ms` is how late it goes out."""
         body = self.talk.request(self.model, messages, stream=stream, reply=reply)
-        return self.send(CHAT, body, stream=stream, due=due)
+        return self.send(CHAT, body, stream=stream, late_ms=late_ms)
 
-    def send(self, path: str, body: Any, *, stream: bool = False, due: float | None = None) -> Seen:
+    def send(self, path: str, body: Any, *, stream: bool = False, late_ms: float = 0.0) -> Seen:
         """Post JSON to a path, and record what came of it."""
-        began = self.recorder.now() if due is None else due
+        began = self.recorder.now()
         ttft: float | None = None
         gaps: list[float] = []
         error = ""
@@ -73,9 +74,8 @@ class Caller(FastHttpUser):
                 response.failure(said or f"status {status}")
             else:
                 response.success()
-        seen = Seen(
-            round(began, 4), self.kind, (self.recorder.now() - began) * 1e3, status, outcome, ttft, gaps, said
-        )
+        ms = (self.recorder.now() - began) * 1e3
+        seen = Seen(round(began, 4), self.kind, ms, status, outcome, ttft, gaps, said, late_ms)
         self.recorder.add(seen)
         return seen
 
@@ -141,7 +141,8 @@ class Chat(Caller):
     @task
     def turn(self) -> None:
         """One request."""
-        self.ask(self.talk.messages())
+        if self.ask(self.talk.messages()).outcome != "refused":
+            self.talk.answered()
 
 
 class Stream(Caller):
@@ -153,7 +154,8 @@ class Stream(Caller):
     @task
     def turn(self) -> None:
         """One request."""
-        self.ask(self.talk.messages(), stream=True)
+        if self.ask(self.talk.messages(), stream=True).outcome != "refused":
+            self.talk.answered()
 
 
 class LongContext(Caller):
@@ -189,10 +191,7 @@ class Blocked(Caller):
 
 
 class Arrivals(Caller):
-    """Requests that come when they come, whether earlier ones were answered or not: an open loop.
-
-    Times are counted from when a request was due, so that a generator that is late hides nothing.
-    """
+    """Requests that come when they come, whether earlier ones were answered or not: an open loop."""
 
     kind = "arrivals"
     fixed_count = 1
@@ -203,14 +202,26 @@ class Arrivals(Caller):
         """The first one is due now."""
         self._due = self.recorder.now()
         self._crowd = gevent.pool.Group()
-        self._dialogues = itertools.cycle([Conversations(f"{self.seed} {i}") for i in range(DIALOGUES)])
+        self._idle: deque[Conversations] = deque()  # dialogues that wait for nothing
+        self._begun = 0
 
     @task
     def arrive(self) -> None:
         """One of a Poisson process."""
         self._due += self.talk.pause(1 / self.rate)
         gevent.sleep(max(0.0, self._due - self.recorder.now()))
-        self._crowd.spawn(self.ask, next(self._dialogues).messages().copy(), due=self._due)
+        self._crowd.spawn(self._turn, self._due)
+
+    def _turn(self, due: float) -> None:
+        """The next turn of a dialogue, or the same again of one that was refused."""
+        if len(self._idle) < DIALOGUES:
+            self._begun += 1
+            self._idle.append(Conversations(f"{self.seed} arrivals {self._begun}"))
+        talk = self._idle.popleft()
+        late_ms = round((self.recorder.now() - due) * 1e3, 2)
+        if self.ask(talk.messages(), late_ms=late_ms).outcome != "refused":
+            talk.answered()
+        self._idle.append(talk)
 
     def on_stop(self) -> None:
         """Those that were sent are answered first."""

@@ -13,7 +13,7 @@ from typing import Self
 
 import psutil
 
-ROLES = {"guardrails.worker": "guard workers", "vllm_main.py": "vLLM", "vllm.entrypoints": "vLLM"}
+ROLES = {"guardrails.worker": "guard workers", "vllm_main.py": "vLLM", "VLLM::": "vLLM"}
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,8 @@ T = TypeVar("T")
 # A Retry-After up to this is waited out within the request; a longer one is handed to the caller.
 _PATIENCE_SECONDS = 2.0
 _EWMA_WEIGHT = 0.05
-# A queue that has not been empty for as long as a request may wait no longer evens out a burst: it only
-# makes everybody late. Newcomers may then wait this share of the time.
+# A queue that has not been empty for this share of the longest wait no longer evens out a burst: it only
+# makes everybody late. Newcomers may then wait for this share of it.
 _STANDING_SHARE = 0.1
 # How long an upstream that answered 429 rests where it named no time, and at the most.
 _REST_SECONDS = 1.0
@@ -369,8 +369,9 @@ class UpstreamPool:
     def _patience(self) -> float:
         """Seconds that a newcomer may have to wait."""
         longest = self.limits.max_wait_seconds
-        standing = self._queue_since is not None and self._loop.time() - self._queue_since > longest
-        return longest * _STANDING_SHARE if standing else longest
+        shortest = longest * _STANDING_SHARE
+        standing = self._queue_since is not None and self._loop.time() - self._queue_since > shortest
+        return shortest if standing else longest
 
     def _capacity(self) -> int:
         return self.limits.max_in_flight * sum(not u.hopeless for u in self.upstreams)

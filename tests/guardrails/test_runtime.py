@@ -87,6 +87,20 @@ async def test_answers_describes_and_reports_memory() -> None:
             runtime.describe("unknown")
 
 
+async def test_a_wait_is_expected_by_the_jobs_that_wait_and_how_long_they_take() -> None:
+    async with running(ECHO) as runtime:
+        assert runtime.expected_wait(coming=5) == 0.0  # nothing is known yet
+        await runtime.run("echo", ("sleep", 0.02), 5)
+        assert runtime.expected_wait() == 0.0
+        held = [asyncio.create_task(runtime.run("echo", ("sleep", 0.2 + i / 1e6), 5)) for i in range(2)]
+        await eventually(lambda: runtime.workers()[0].state == "busy")
+        waiting = [asyncio.create_task(runtime.run("echo", f"{i}", 5)) for i in range(3)]
+        await eventually(lambda: runtime.queue_depth == 3)
+        assert runtime.expected_wait() >= 3 * 0.02
+        assert runtime.expected_wait(coming=6) == 2 * runtime.expected_wait(coming=2)
+        await asyncio.gather(*held, *waiting)
+
+
 async def test_a_worker_sees_no_secrets_and_leaves_signals_to_the_gateway(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -1,0 +1,112 @@
+"""Too much load is turned away at the door: at once, at no cost, and told when to come again."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from service.admission import Door
+from service.engine.errors import Overloaded
+from service.openai.errors import Unavailable
+from service.telemetry.metrics import Metrics
+from tests.fakes import upstream as fake
+from tests.service.conftest import Serve, until
+
+CHAT = {"model": "plain", "messages": [{"role": "user", "content": "Hello"}]}
+COUNTING = "input:\n  - {guard: patterns, patterns: ['hello'], action: redact}\n"
+
+
+class Engine:
+    """Refuses when it is full; remembers how many it was told are coming."""
+
+    def __init__(self) -> None:
+        self.full = False
+        self.coming = -1
+
+    def check(self, coming: int = 0) -> None:
+        self.coming = coming
+        if self.full:
+            raise Overloaded("full", retry_after=7)
+
+
+class Workers:
+    """Takes a second over each text that waits."""
+
+    def __init__(self) -> None:
+        self.queued = 0
+
+    def expected_wait(self, coming: int = 0) -> float:
+        return float(max(self.queued, coming))
+
+
+def policy(engine: Engine, patience: float = 8.0) -> Any:
+    return SimpleNamespace(target=SimpleNamespace(engine=engine), patience=patience)
+
+
+def door_of(*policies: Any) -> tuple[Door, Workers]:
+    workers: Any = Workers()
+    return Door(workers, Metrics(), lambda: policies), workers
+
+
+def test_a_text_may_wait_a_quarter_of_its_guards_deadline() -> None:
+    served = policy(Engine(), patience=8.0)
+    door, workers = door_of(served)
+    workers.queued = 2
+    door.check(served)
+    workers.queued = 3
+    with pytest.raises(Unavailable) as caught:
+        door.check(served)
+    assert (caught.value.code, caught.value.retry_after) == ("overloaded", 3.0)
+    door.check(policy(Engine(), patience=float("inf")))  # without workers there is no wait
+
+
+def test_those_who_were_let_in_count_until_they_ask_the_engine() -> None:
+    engine = Engine()
+    served = policy(engine)
+    door, _ = door_of(served)
+    with door.on_the_way(served), door.on_the_way(served):
+        door.check(served)
+        assert engine.coming == 2
+        with door.on_the_way(served), pytest.raises(Unavailable):
+            door.check(served)  # three texts to examine, before any of them has reached a worker
+    door.check(served)
+    assert engine.coming == 0
+
+
+def test_before_the_body_is_read_only_those_are_refused_whom_no_policy_would_take() -> None:
+    full, free = Engine(), Engine()
+    full.full = True
+    door, _ = door_of(policy(full), policy(free))
+    door.check_all()
+    free.full = True
+    with pytest.raises(Unavailable) as caught:
+        door.check_all()
+    assert (caught.value.code, caught.value.retry_after) == ("engine_overloaded", 7)
+
+
+async def test_a_full_gateway_refuses_without_reading_or_examining(serve: Serve) -> None:
+    async with serve({"counted": COUNTING}, engine={"max_in_flight": 1, "max_waiting": 0}) as keel:
+        keel.upstream.default = fake.stall_before_headers()
+        stuck = asyncio.create_task(keel.chat())
+        await until(lambda: keel.upstream.requests)
+        for body in (CHAT, {**CHAT, "model": "counted"}, b"this is no JSON"):
+            status, answer, response = await keel.post("/v1/chat/completions", body)
+            assert (status, answer["error"]["code"]) == (503, "engine_overloaded")
+            assert int(response.headers["retry-after"]) >= 1
+        page = (await keel.get("/metrics"))[1].decode()
+        assert 'keel_requests_rejected_total{reason="overloaded"} 3.0' in page
+        assert 'guard="patterns"' not in page
+        assert (await keel.get("/v1/models"))[0] == 200  # what needs no engine is answered
+        stuck.cancel()
+
+
+async def test_the_embedded_engine_takes_as_many_as_it_serves_well(serve: Serve) -> None:
+    async with serve() as keel:
+        (served,) = keel.gateway.catalog.all()
+        assert served.target.engine.pool.limits.max_in_flight == 256
+    async with serve(engine={"max_in_flight": 9}) as keel:
+        (served,) = keel.gateway.catalog.all()
+        assert served.target.engine.pool.limits.max_in_flight == 9
