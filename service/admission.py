@@ -22,7 +22,7 @@ from service.telemetry.metrics import Metrics
 WAITING_SHARE = 0.25
 
 
-class Door:
+class Admission:
     """Lets generation requests in while guards and engine can be expected to get to them in time."""
 
     def __init__(self, runtime: Runtime, metrics: Metrics, served: Callable[[], Iterable[Served]]) -> None:

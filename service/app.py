@@ -18,7 +18,7 @@ from guardrails.verdict_cache import VerdictCache
 from policies.load import SHIPPED, PolicyLibrary, ReloadOutcome
 from policies.registry import Registry
 from policies.spec import ModelRef
-from service.admission import Door
+from service.admission import Admission
 from service.api.admin import ReloadResult
 from service.api.checks import Checks
 from service.api.embeddings import PATH as EMBEDDINGS_PATH
@@ -109,7 +109,7 @@ class Gateway:
             min_samples=settings.drift.min_samples,
             bindings=self._bindings,
         )
-        self.door = Door(self.runtime, self.metrics, self.catalog.values)
+        self.admission = Admission(self.runtime, self.metrics, self.catalog.values)
         self.last_reload = ReloadResult()
         self.draining = False
         self._started = False
@@ -143,7 +143,7 @@ class Gateway:
             app,
             self.metrics,
             unready=self._unready_reason,
-            check_load=self.door.check_all,
+            check_load=self.admission.check_all,
             max_in_flight=limits.max_in_flight,
             max_body_bytes=limits.max_body_bytes,
             keyless=lambda: not self.callers.required,
@@ -168,7 +168,7 @@ class Gateway:
                     limits,
                     self.audit,
                     self.outcomes,
-                    self.door,
+                    self.admission,
                 )
             }
             for kind, path in PATHS.items()

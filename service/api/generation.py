@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from guardrails.runtime import Runtime
 from service import passthrough
-from service.admission import Door
+from service.admission import Admission
 from service.alignment.strategy import Payload, Strategy, StreamingStrategy
 from service.alignment.waiting import waiting
 from service.audit import AuditLog, actor_of
@@ -46,7 +46,7 @@ class GenerationEndpoint:
         limits: Limits,
         audit: AuditLog,
         outcomes: Outcomes,
-        door: Door,
+        admission: Admission,
     ) -> None:
         self._kind: Kind = kind
         self._catalog = catalog
@@ -56,7 +56,7 @@ class GenerationEndpoint:
         self._limits = limits
         self._audit = audit
         self._outcomes = outcomes
-        self._door = door
+        self._admission = admission
         self._adapter: TypeAdapter[Any] = TypeAdapter(ChatRequest if kind == "chat" else CompletionRequest)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -93,7 +93,7 @@ class GenerationEndpoint:
             raise explain(error) from None
         served = self._catalog.get(request.model, call.caller)
         _check_policy(request, served)
-        self._door.check(served)
+        self._admission.check(served)
         call.policy = served.name
         call.stream = bool(request.stream)
         headers = {"x-request-id": call.id}
@@ -112,7 +112,7 @@ class GenerationEndpoint:
         if generation.tally is not None:
             generation.tally.report = examined.report
         try:
-            with self._door.on_the_way(served):
+            with self._admission.on_the_way(served):
                 await examine_input(generation, examined, self._metrics)
             releasing = Releasing(generation, examined, self._runtime, self._metrics, send)
             if served.strategy is not None:

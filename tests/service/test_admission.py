@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from service.admission import Door
+from service.admission import Admission
 from service.engine.errors import Overloaded
 from service.openai.errors import Unavailable
 from service.telemetry.metrics import Metrics
@@ -46,44 +46,44 @@ def policy(engine: Engine, patience: float = 8.0) -> Any:
     return SimpleNamespace(target=SimpleNamespace(engine=engine), patience=patience)
 
 
-def door_of(*policies: Any) -> tuple[Door, Workers]:
+def admission_of(*policies: Any) -> tuple[Admission, Workers]:
     workers: Any = Workers()
-    return Door(workers, Metrics(), lambda: policies), workers
+    return Admission(workers, Metrics(), lambda: policies), workers
 
 
 def test_a_text_may_wait_a_quarter_of_its_guards_deadline() -> None:
     served = policy(Engine(), patience=8.0)
-    door, workers = door_of(served)
+    admission, workers = admission_of(served)
     workers.queued = 2
-    door.check(served)
+    admission.check(served)
     workers.queued = 3
     with pytest.raises(Unavailable) as caught:
-        door.check(served)
+        admission.check(served)
     assert (caught.value.code, caught.value.retry_after) == ("overloaded", 3.0)
-    door.check(policy(Engine(), patience=float("inf")))  # without workers there is no wait
+    admission.check(policy(Engine(), patience=float("inf")))  # without workers there is no wait
 
 
 def test_those_who_were_let_in_count_until_they_ask_the_engine() -> None:
     engine = Engine()
     served = policy(engine)
-    door, _ = door_of(served)
-    with door.on_the_way(served), door.on_the_way(served):
-        door.check(served)
+    admission, _ = admission_of(served)
+    with admission.on_the_way(served), admission.on_the_way(served):
+        admission.check(served)
         assert engine.coming == 2
-        with door.on_the_way(served), pytest.raises(Unavailable):
-            door.check(served)  # three texts to examine, before any of them has reached a worker
-    door.check(served)
+        with admission.on_the_way(served), pytest.raises(Unavailable):
+            admission.check(served)  # three texts to examine, before any of them has reached a worker
+    admission.check(served)
     assert engine.coming == 0
 
 
 def test_before_the_body_is_read_only_those_are_refused_whom_no_policy_would_take() -> None:
     full, free = Engine(), Engine()
     full.full = True
-    door, _ = door_of(policy(full), policy(free))
-    door.check_all()
+    admission, _ = admission_of(policy(full), policy(free))
+    admission.check_all()
     free.full = True
     with pytest.raises(Unavailable) as caught:
-        door.check_all()
+        admission.check_all()
     assert (caught.value.code, caught.value.retry_after) == ("engine_overloaded", 7)
 
 
