@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -57,6 +59,23 @@ def serve(
     except ConfigError as error:
         _fail(str(error))
     raise typer.Exit(status)
+
+
+@app.command(
+    add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)
+def redteam(context: typer.Context) -> None:
+    """Attack a policy of a running gateway, and report what got through. `keel redteam --help` says more."""
+    raise typer.Exit(_plugin("redteam")(context.args))
+
+
+def _plugin(name: str) -> Callable[[Sequence[str]], int]:
+    """A command that another of Keel's packages brings: the gateway's imports none of them by name."""
+    found = metadata.entry_points(group="keel.commands", name=name)
+    if not found:
+        _fail(f"the command {name!r} is not installed; 'make env' installs Keel whole")
+    command: Callable[[Sequence[str]], int] = next(iter(found)).load()
+    return command
 
 
 def _fail(message: str) -> NoReturn:

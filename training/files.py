@@ -57,5 +57,14 @@ def disk_errors(place: Path) -> Iterator[None]:
         ) from error
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a file that is either the old one or the new one, whole. Makes its folder."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+
+
 def _existing(place: Path) -> Path:
     return next(folder for folder in (place, *place.absolute().parents) if folder.exists())

@@ -27,11 +27,11 @@ from training.errors import TrainingError
 from training.evaluate.metrics import Figure, share
 from training.evaluate.report import EvaluationFile, Metric, questions_digest, weighted_bootstrap
 from training.evaluate.scorer import Scorer
+from training.refusals import refuses
 from training.reward_model import RewardFunction
 from training.rl.kl import kl_estimate
 from training.rl.replies import reply_logprobs
 from training.rl.rollout import Rollouts, SampleConfig, generate
-from training.trl.safety import refuses
 
 LIMITS: dict[str, float] = {"toxicity": 0.7, "harm": 0.9}
 """From which score on a reply violates; toxicity's is the guard's default (`policies.spec`)."""
