@@ -33,6 +33,7 @@ from service.auth import Callers, KeyFile, KeyFileError
 from service.catalog import Catalog
 from service.edge import Authenticate, Gate, Observe
 from service.engines import Engines
+from service.experiments.house import House
 from service.generation import PATHS
 from service.http import App
 from service.limits import Limiter
@@ -110,6 +111,19 @@ class Gateway:
             bindings=self._bindings,
         )
         self.admission = Admission(self.runtime, self.metrics, self.catalog.values)
+        self.house = House(
+            settings.experiments,
+            [policy.name for policy in self.library.snapshot().values()],
+            catalog=self.catalog,
+            callers=self.callers,
+            database=self.database,
+            writer=self.writer,
+            outcomes=self.outcomes,
+            metrics=self.metrics,
+            audit=self.audit,
+            log=log,
+            unit_key=self.environment.hash_key,
+        )
         self.last_reload = ReloadResult()
         self.draining = False
         self._started = False
@@ -169,6 +183,7 @@ class Gateway:
                     self.audit,
                     self.outcomes,
                     self.admission,
+                    self.house.experiments,
                 )
             }
             for kind, path in PATHS.items()
@@ -191,6 +206,7 @@ class Gateway:
         await self.catalog.replace(self.library.snapshot())
         self.metrics.policy_reload_ok.set(1)
         await self.writer.resume()
+        await self.house.start(watch=self.settings.watch_policies)
         self._tasks.append(asyncio.create_task(self._refresh_keys()))
         if self.settings.drift.enabled:
             self._tasks.append(asyncio.create_task(self._watch_drift()))
@@ -206,6 +222,7 @@ class Gateway:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.house.aclose()
         await self.engines.stop()
         await self.runtime.aclose()
         await self.limiter.aclose()
@@ -252,6 +269,8 @@ class Gateway:
             await self.catalog.replace(outcome.policies)
         except Exception as error:
             result = ReloadResult(ok=False, errors=[*result.errors, str(error)])
+        if faults := await self.house.reload():
+            result = result.model_copy(update={"ok": False, "errors": [*result.errors, *faults]})
         self.last_reload = result
         self.metrics.policy_reload_ok.set(result.ok)
         self.metrics.policy_reloads.labels("ok" if result.ok else "refused").inc()

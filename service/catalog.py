@@ -98,10 +98,14 @@ class Catalog:
         self._served: Mapping[str, Served] = {}
         self._tenants: Mapping[tuple[str, str], Served] = {}  # by a key's name and a policy's
         self._changing = asyncio.Lock()
+        self.controls: Mapping[str, str] = {}  # experiments, and the policies of their control arms
 
     def get(self, name: str, caller: Caller | None = None) -> Served:
-        """The policy of this name, as `caller` has it. Raises `ModelNotFound`."""
-        served = self._served.get(name)
+        """The policy of this name, as `caller` has it; of an experiment's name, the control arm's.
+
+        Raises `ModelNotFound`.
+        """
+        served = self._served.get(name) or self._served.get(self.controls.get(name, ""))
         if served is None or served.policy.tenant is not None:
             raise ModelNotFound(name, [served.name for served in self.all()])
         if caller is not None and self._tenants:

@@ -19,6 +19,7 @@ from service.telemetry.metrics import Metrics, child
 
 if TYPE_CHECKING:  # the catalog makes strategies, which know this module
     from service.catalog import Served
+    from service.experiments.assignment import Assignment
     from service.outcomes import Tally
 
 Kind = Literal["chat", "text_completion"]
@@ -57,6 +58,12 @@ class Generation:
     usage: Usage = field(default_factory=Usage)
     first_token_at: float | None = None
     tally: Tally | None = None  # None where nobody wants to know the outcome
+    assignment: Assignment | None = None  # None where the model is no experiment
+
+    @property
+    def shown(self) -> str:
+        """The model's name, as the caller knows it."""
+        return self.assignment.experiment if self.assignment else self.served.name
 
     @property
     def wants_usage(self) -> bool:
@@ -116,7 +123,8 @@ class Generation:
     def headers(self) -> list[Header]:
         """What the client is told beside the reply."""
         overhead = b"%.2f" % (self.call.overhead() * 1e3)
-        return [*self.served.headers, (b"x-keel-overhead-ms", overhead)]
+        arm = self.assignment.headers if self.assignment else ()
+        return [*self.served.headers, *arm, (b"x-keel-overhead-ms", overhead)]
 
     def note_first_token(self) -> None:
         """The first text is going out."""

@@ -35,6 +35,15 @@ API_ERRORS = {
     503: "Not ready, overloaded or going away; see `Retry-After`.",
     504: "The engine did not answer in time.",
 }
+ADMIN_ERRORS = {
+    400: "The request can't be understood.",
+    401: API_ERRORS[401],
+    403: "Not an admin key.",
+    404: "What it names isn't there.",
+    409: "It can't be done as things stand.",
+    500: "The registry can't be read.",
+    503: "The store can't be used.",
+}
 
 Operation = tuple[str, str, str, type[BaseModel], type[BaseModel], bool]
 OPERATIONS: tuple[Operation, ...] = (
@@ -106,7 +115,7 @@ def _add_errors(operation: dict[str, Any], path: str) -> None:
         errors |= API_ERRORS
         operation["security"] = [{}, {SECURITY: []}]
     elif path.startswith("/admin/"):
-        errors |= {401: API_ERRORS[401], 403: "Not an admin key.", 500: "The registry can't be read."}
+        errors |= ADMIN_ERRORS
         operation["security"] = [{SECURITY: []}]
     for status, description in errors.items():
         answer = {

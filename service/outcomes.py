@@ -126,7 +126,7 @@ class Outcomes:
 
 def _outcome(generation: Generation, tally: Tally) -> Outcome:
     call, served, report = generation.call, generation.served, tally.report
-    first = generation.first_token_at
+    first, assignment = generation.first_token_at, generation.assignment
     return Outcome(
         completion_id=tally.completion_id,
         request_id=call.id,
@@ -145,6 +145,10 @@ def _outcome(generation: Generation, tally: Tally) -> Outcome:
         tokens_in=generation.usage.input,
         tokens_out=generation.usage.output,
         characters=tally.characters,
+        experiment=assignment.experiment if assignment else None,
+        arm=assignment.arm if assignment else None,
+        epoch=assignment.epoch if assignment else None,
+        unit=assignment.unit if assignment else None,
         findings=_findings(report) if report else {},
         reward=_reward(report) if report else None,
         revise_rounds=_rounds(report) if report else None,

@@ -92,7 +92,7 @@ def _chunk(generation: Generation, data: bytes, name: bytes) -> bytes:
 
 
 def _model(generation: Generation) -> bytes:
-    replacement = b'"model":' + orjson.dumps(generation.served.name)
+    replacement = b'"model":' + orjson.dumps(generation.shown)
     return replacement.replace(b"\\", rb"\\")
 
 

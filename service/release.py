@@ -88,7 +88,7 @@ class Releasing:
         if self._tally is not None:
             self._tally.completion_id = str(payload.get("id", ""))
             self._tally.characters += sum(len(piece.text) for group in pieces.values() for piece in group)
-        body = orjson.dumps({**kept, "model": self._served.name, "choices": choices, **self._told()})
+        body = orjson.dumps({**kept, "model": self._generation.shown, "choices": choices, **self._told()})
         await send_response(self._send, 200, body, (JSON_TYPE, *self._generation.headers()))
 
     async def stream(self, events: EventStream) -> None:
@@ -259,7 +259,7 @@ class Releasing:
         return reason
 
     def _head(self) -> dict[str, Any]:
-        return {**self._base, "object": self._shape.object, "model": self._served.name}
+        return {**self._base, "object": self._shape.object, "model": self._generation.shown}
 
     def _told(self) -> dict[str, Any]:
         rendered = self._report.render(self._served)
@@ -311,7 +311,7 @@ async def refuse(generation: Generation, examined_report: Report, send: Send) ->
         "id": shape.id_prefix + secrets.token_hex(12),
         "object": shape.object if call.stream else shape.object.removesuffix(".chunk"),
         "created": int(time.time()),
-        "model": served.name,
+        "model": generation.shown,
     }
     usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
     rendered = examined_report.render(served)

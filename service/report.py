@@ -29,7 +29,7 @@ class Report:
     """What the guards said about one request and its reply. Findings are told with where they stand.
 
     `looks` are the guards' own reports, for their times; `summary` is what a strategy tells of how the reply
-    came about.
+    came about, `experiment` which arm made it.
     """
 
     input: list[tuple[str, Finding]] = field(default_factory=list)
@@ -38,6 +38,7 @@ class Report:
     looks: list[tuple[Stage, GuardReport]] = field(default_factory=list)
     action: Action = Action.ALLOW
     summary: dict[str, Any] = field(default_factory=dict)
+    experiment: dict[str, Any] | None = None
 
     def add_input(self, places: Sequence[Place], result: ChainResult) -> None:
         """One phase of the input chain."""
@@ -76,6 +77,8 @@ class Report:
             },
             "checkpoint": served.target.checkpoint,
         }
+        if self.experiment is not None:
+            field_["experiment"] = self.experiment
         # Told in a summary too: what a failed guard has not examined must not look as if it had passed.
         field_["failures"] = [
             {

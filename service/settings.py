@@ -160,6 +160,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 8000
     policies: tuple[Path, ...] = ()
+    experiments: tuple[Path, ...] = ()
     tenants: tuple[Path, ...] = ()
     shipped_policies: bool = True
     default_policy: str = "standard"

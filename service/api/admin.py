@@ -12,11 +12,12 @@ from policies.load import ReloadOutcome
 from policies.registry import Registry
 from service.api.admin_drift import State as DriftState
 from service.api.admin_drift import drift_routes
+from service.api.admin_experiments import HasHouse, experiment_routes
 from service.api.admin_policies import policy_routes
 from service.audit import actor_of
 
 
-class State(DriftState, Protocol):
+class State(DriftState, HasHouse, Protocol):
     """What these routes ask of the gateway."""
 
     registry: Registry
@@ -115,6 +116,7 @@ def admin_routes(state: State) -> APIRouter:
         return await asyncio.to_thread(_checkpoints, state.registry)
 
     routes.include_router(drift_routes(state))
+    routes.include_router(experiment_routes(state))
     routes.include_router(policy_routes(state))
     return routes
 

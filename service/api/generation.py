@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -17,7 +18,10 @@ from service.alignment.strategy import Payload, Strategy, StreamingStrategy
 from service.alignment.waiting import waiting
 from service.audit import AuditLog, actor_of
 from service.catalog import Catalog, Served
-from service.generation import Generation, Kind
+from service.experiments.assignment import Assignment
+from service.experiments.live import Experiments
+from service.experiments.shadows import nowhere
+from service.generation import STREAMING, Generation, Kind
 from service.http import Call, Receive, Scope, Send, Watch, header, parse_json, read_body
 from service.limits import Limiter
 from service.openai.errors import ApiError, BadRequest
@@ -47,6 +51,7 @@ class GenerationEndpoint:
         audit: AuditLog,
         outcomes: Outcomes,
         admission: Admission,
+        experiments: Experiments,
     ) -> None:
         self._kind: Kind = kind
         self._catalog = catalog
@@ -57,6 +62,7 @@ class GenerationEndpoint:
         self._audit = audit
         self._outcomes = outcomes
         self._admission = admission
+        self._experiments = experiments
         self._adapter: TypeAdapter[Any] = TypeAdapter(ChatRequest if kind == "chat" else CompletionRequest)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -65,10 +71,22 @@ class GenerationEndpoint:
             scope, receive, max_bytes=self._limits.max_body_bytes, timeout=self._limits.body_timeout_s
         )
         generation = self._understand(scope, call, body)
-        self._outcomes.begin(generation)
         try:
             with Watch(scope, receive):
-                await self._answer(generation, send)
+                await self._live(generation, send)
+        finally:
+            generation.record(self._metrics)
+            if call.caller is not None and call.caller.limited:
+                await self._limiter.charge(call.caller, generation.usage.input + generation.usage.output)
+            if generation.assignment is not None and call.state in ("finished", "blocked"):
+                self._cast_shadows(generation, generation.assignment, body)
+
+    async def _live(self, generation: Generation, send: Send) -> None:
+        """From the first guard to the outcome."""
+        call = generation.call
+        self._outcomes.begin(generation)
+        try:
+            await self._answer(generation, send)
         except asyncio.CancelledError:
             call.state = "aborted"  # by the client, or by the end of the gateway
             raise
@@ -80,10 +98,7 @@ class GenerationEndpoint:
             call.state, call.error = "failed", "internal_error"
             raise
         finally:
-            generation.record(self._metrics)
             self._outcomes.end(generation)
-            if call.caller is not None and call.caller.limited:
-                await self._limiter.charge(call.caller, generation.usage.input + generation.usage.output)
 
     def _understand(self, scope: Scope, call: Call, body: bytes) -> Generation:
         payload = parse_json(body)
@@ -91,7 +106,10 @@ class GenerationEndpoint:
             request = self._adapter.validate_python(payload)
         except ValidationError as error:
             raise explain(error) from None
-        served = self._catalog.get(request.model, call.caller)
+        assignment = None
+        if request.model in self._experiments.live:
+            assignment = self._experiments.assign(request, call, self._kind)
+        served = assignment.served if assignment else self._catalog.get(request.model, call.caller)
         _check_policy(request, served)
         self._admission.check(served)
         call.policy = served.name
@@ -101,7 +119,26 @@ class GenerationEndpoint:
             value = header(scope, name)
             if value is not None:
                 headers[name.decode()] = value.decode("latin-1")
-        return Generation(self._kind, call, served, request, payload, headers)
+        return Generation(self._kind, call, served, request, payload, headers, assignment=assignment)
+
+    def _cast_shadows(self, generation: Generation, assignment: Assignment, body: bytes) -> None:
+        """Have other policies answer the same request, to nobody; the caller has had the reply."""
+        for shadow in assignment.shadows:
+            self._experiments.shadows.start(shadow, partial(self._shadow, generation, shadow, body))
+
+    async def _shadow(self, generation: Generation, shadow: Assignment, body: bytes) -> str:
+        """The copy's life; how it ended."""
+        payload = {name: value for name, value in parse_json(body).items() if name not in STREAMING}
+        request = self._adapter.validate_python(payload)
+        _check_policy(request, shadow.served)
+        self._admission.check(shadow.served)
+        call = Call(f"shadow-{generation.call.id}"[:128])
+        call.policy, call.caller = shadow.served.name, generation.call.caller
+        headers = {**generation.upstream_headers, "x-request-id": call.id}
+        copy = Generation(self._kind, call, shadow.served, request, payload, headers, assignment=shadow)
+        self._experiments.expose(shadow, stream=False, kind=self._kind)
+        await self._live(copy, nowhere)
+        return call.state
 
     async def _answer(self, generation: Generation, send: Send) -> None:
         served, stream = generation.served, generation.call.stream
@@ -111,6 +148,8 @@ class GenerationEndpoint:
         examined = Examined()
         if generation.tally is not None:
             generation.tally.report = examined.report
+        if generation.assignment is not None:
+            examined.report.experiment = generation.assignment.label()
         try:
             with self._admission.on_the_way(served):
                 await examine_input(generation, examined, self._metrics)
@@ -130,7 +169,8 @@ class GenerationEndpoint:
         except Refusal:
             await refuse(generation, examined.report, send)
         finally:
-            if examined.report.action.withholds:
+            shadow = generation.assignment is not None and generation.assignment.shadow
+            if examined.report.action.withholds and not shadow:  # a copy has withheld nothing from anybody
                 self._record_block(generation, examined.report)
 
     def _record_block(self, generation: Generation, report: Report) -> None:

@@ -91,13 +91,15 @@ def make_site(state: State) -> FastAPI:
 
     @site.get("/v1/models", tags=["models"])
     async def models() -> ModelList:
-        """Every policy is a model."""
-        return ModelList(data=[_model(served) for served in state.catalog.all()])
+        """Every policy is a model, and so is every experiment, in the form of its control."""
+        data = [_model(served) for served in state.catalog.all()]
+        data += [_model(state.catalog.get(name), name) for name in sorted(state.catalog.controls)]
+        return ModelList(data=data)
 
     @site.get("/v1/models/{model}", tags=["models"])
     async def model(model: str) -> Model:
         """One policy."""
-        return _model(state.catalog.get(model))
+        return _model(state.catalog.get(model), model)
 
     site.include_router(admin_routes(state))
     document = describe(site, importlib.metadata.version("keel"))
@@ -111,9 +113,9 @@ def make_site(state: State) -> FastAPI:
     return site
 
 
-def _model(served: Served) -> Model:
+def _model(served: Served, name: str | None = None) -> Model:
     return Model(
-        id=served.name,
+        id=name or served.name,
         created=STARTED,
         description=served.spec.description,
         checkpoint=served.target.checkpoint,

@@ -112,6 +112,10 @@ class RequestTimeout(ApiError, status=408, type="invalid_request_error", code="r
     """The client didn't finish sending its request in time."""
 
 
+class Conflict(ApiError, status=409, type="invalid_request_error", code="conflict"):
+    """What was asked for can't be done as things stand."""
+
+
 class PayloadTooLarge(ApiError, status=413, type="invalid_request_error", code="payload_too_large"):
     """A body beyond the limit."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,8 @@ completions = Table(
 def row_of(outcome: Outcome) -> dict[str, Any]:
     """An outcome as a row of the table."""
     row = asdict(outcome)
+    # Who saw no id can't refer to it, but the request counts.
+    row["completion_id"] = outcome.completion_id or f"none-{secrets.token_hex(16)}"
     row["findings"] = [[*what, count] for what, count in outcome.findings.items()]
     row["stream"] = int(outcome.stream)
     return row

@@ -67,9 +67,7 @@ class Database:
             return self._engine
         async with self._opening:
             if self._engine is None:
-                with _told():
-                    await asyncio.to_thread(_prepare, self._given)
-                    self._engine = _engine(_parsed(self._given))
+                self._engine = await asyncio.to_thread(_prepare, self._given)
         return self._engine
 
     async def close(self) -> None:
@@ -129,14 +127,16 @@ def _engine(url: URL, **options: Any) -> AsyncEngine:
     return engine
 
 
-def _prepare(given: str) -> None:
+def _prepare(given: str) -> AsyncEngine:
     """Make the folder of an SQLite file, and bring the tables up to date. Takes a while: not for the loop."""
-    url = _parsed(given)
-    if url.get_backend_name() == "sqlite" and url.database:
-        path = Path(url.database)
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path.touch(mode=0o600)
-    asyncio.run(_migrate(url))
+    with _told():
+        url = _parsed(given)
+        if url.get_backend_name() == "sqlite" and url.database:
+            path = Path(url.database)
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            path.touch(mode=0o600)
+        asyncio.run(_migrate(url))
+        return _engine(url)
 
 
 async def _migrate(url: URL) -> None:

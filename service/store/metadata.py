@@ -13,7 +13,7 @@ import importlib
 
 from sqlalchemy import MetaData
 
-NOUNS = ("completions",)
+NOUNS = ("completions", "exposures", "experiments")
 
 METADATA = MetaData(
     naming_convention={

@@ -51,18 +51,12 @@ class Spool:
             raise OSError("the disk is full")
         return len(line)
 
-    def cut(self) -> None:
-        """Close the open segment, so that `closed` names it."""
+    def cut(self) -> tuple[Path, str] | None:
+        """Close the open segment; the folder, and the last closed one's name. None before any row."""
         if self._file >= 0:
             os.close(self._file)
             self._file, self._size = -1, 0
-
-    def closed(self) -> list[Path]:
-        """The segments that get no more rows, the oldest first."""
-        if self._folder is None:
-            return []
-        last = self._name(self._number) if self._file >= 0 else None
-        return [path for path in segments(self._folder) if path.name != last]
+        return None if self._folder is None else (self._folder, self._name(self._number))
 
     def close(self) -> None:
         """Leave the folder: empty it is removed, else the next process finds it."""
@@ -88,9 +82,9 @@ class Spool:
         return f"{number:012d}{SUFFIX}"
 
 
-def segments(folder: Path) -> list[Path]:
-    """The segments in one process' folder, the oldest first."""
-    return sorted(folder.glob(f"*{SUFFIX}"))
+def segments(folder: Path, last: str | None = None) -> list[Path]:
+    """The segments in one process' folder, the oldest first; up to `last`, after which others may be open."""
+    return sorted(path for path in folder.glob(f"*{SUFFIX}") if last is None or path.name <= last)
 
 
 @contextlib.contextmanager

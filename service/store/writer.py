@@ -199,9 +199,8 @@ class Writer:
 
     async def _drain(self) -> None:
         began = time.time()
-        self._spool.cut()
-        own = await asyncio.to_thread(self._spool.closed)
-        for segment in own:
+        closed = self._spool.cut()
+        for segment in await asyncio.to_thread(segments, *closed) if closed else ():
             self._bytes -= await self._take(segment)
         self._oldest = began if self._bytes else None
         if time.monotonic() - self._looked_for_orphans >= ORPHANS_EVERY_SECONDS:

@@ -44,6 +44,7 @@ class Metrics:
         self._add_alignment(self.registry)
         self._add_revise(self.registry)
         self._add_store(self.registry)
+        self._add_experiments(self.registry)
         self._add_state(self.registry)
         self._add_audit(self.registry)
         self._add_drift(self.registry)
@@ -234,6 +235,29 @@ class Metrics:
             "keel_store_commit_duration_seconds",
             "Time of a transaction that writes rows.",
             buckets=FINE,
+            registry=registry,
+        )
+
+    def _add_experiments(self, registry: CollectorRegistry) -> None:
+        self.experiment_exposures = Counter(
+            "keel_experiment_exposures",
+            "Requests that an experiment gave to an arm.",
+            ("experiment", "arm"),
+            registry=registry,
+        )
+        self.experiment_weight = Gauge(
+            "keel_experiment_weight", "An arm's share of the units.", ("experiment", "arm"), registry=registry
+        )
+        self.experiment_shadows = Counter(
+            "keel_experiment_shadows",
+            "Copies of requests for shadow arms: finished, blocked, failed, or skipped for lack of room.",
+            ("experiment", "arm", "outcome"),
+            registry=registry,
+        )
+        self.experiment_changes = Counter(
+            "keel_experiment_changes",
+            "Changes of an experiment's state, by the gateway itself or by people.",
+            ("experiment", "action"),
             registry=registry,
         )
 

@@ -30,6 +30,14 @@ async def test_what_was_put_arrives(open_store: Open) -> None:
         assert writer.lag() == 0
 
 
+async def test_what_is_put_while_rows_are_committed_arrives_too(open_store: Open) -> None:
+    async with open_store(every_s=0) as (database, writer):
+        for number in range(400):
+            writer.put("completions", completion(f"c{number:04}"))
+            await asyncio.sleep(0.001)
+        await eventually(database, [f"c{number:04}" for number in range(400)])
+
+
 async def test_what_was_written_is_there_when_it_returns(open_store: Open) -> None:
     async with open_store() as (database, writer):
         await asyncio.gather(*(writer.write("completions", completion(f"c{i:03}")) for i in range(300)))

@@ -1,0 +1,114 @@
+"""`/admin/v1/experiments`: how experiments stand, and what people decide about them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Annotated, Any, Literal, Protocol, TypeVar
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.audit import actor_of
+from service.experiments.control import Control
+from service.experiments.house import House
+from service.experiments.state import NotPossible, State
+from service.openai.errors import Conflict, Unavailable
+from service.store.database import StoreError
+
+T = TypeVar("T")
+
+
+class HasHouse(Protocol):
+    """What these routes ask of the gateway."""
+
+    house: House
+
+
+class Decision(BaseModel):
+    """Why, for the history; `arm` for `promote`, `step` (from 1) for `ramp`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reason: Annotated[str, Field(max_length=500)] = ""
+    arm: Annotated[str, Field(max_length=64)] | None = None
+    step: Annotated[int, Field(ge=1, le=20)] | None = None
+
+
+class Decided(BaseModel):
+    """How the experiment stands now."""
+
+    name: str
+    status: str
+    step: int
+    epoch: int
+    shares: dict[str, float]
+    reason: str
+    revision: int
+
+    @classmethod
+    def of(cls, state: State) -> Decided:
+        return cls(**{name: getattr(state, name) for name in cls.model_fields})
+
+
+class ExperimentList(BaseModel):
+    """All experiments, each as `GET /admin/v1/experiments/{name}` shows it, without `looks` and `history`."""
+
+    experiments: list[dict[str, Any]]
+
+
+Action = Literal["approve", "promote", "rollback", "stop", "ramp"]
+
+
+def experiment_routes(state: HasHouse) -> APIRouter:
+    """The routes, to be included into the admin's."""
+    routes = APIRouter(prefix="/experiments")
+
+    @routes.get("")
+    async def experiments() -> ExperimentList:
+        """All experiments: arms, shares, the latest look."""
+        house = state.house
+        found = await asyncio.gather(
+            *(_tried(house.control.overview(name, looks=False)) for name in sorted(house.experiments.live))
+        )
+        return ExperimentList(experiments=found)
+
+    @routes.get("/{name}")
+    async def experiment(name: str) -> dict[str, Any]:
+        """One experiment, with intervals over time and its history."""
+        return await _tried(state.house.control.overview(name))
+
+    @routes.post("/{name}/{action}")
+    async def decide(
+        name: str, action: Action, request: Request, decision: Decision | None = None
+    ) -> Decided:
+        """Approve the ramp's next step, promote an arm, roll back, stop, or ramp anew."""
+        actor = actor_of(request.scope["keel"].caller)
+        changed = _act(state.house.control, name, action, actor, decision or Decision())
+        return Decided.of(await _tried(changed))
+
+    return routes
+
+
+def _act(control: Control, name: str, action: Action, actor: str, decision: Decision) -> Awaitable[State]:
+    reason = decision.reason or f"{action} by {actor}"
+    match action:
+        case "approve":
+            return control.approve(name, actor, reason)
+        case "promote":
+            return control.promote(name, actor, reason, decision.arm)
+        case "rollback":
+            return control.roll_back(name, actor, reason)
+        case "stop":
+            return control.stop(name, actor, reason)
+        case "ramp":
+            return control.ramp(name, actor, reason, None if decision.step is None else decision.step - 1)
+
+
+async def _tried(work: Awaitable[T]) -> T:
+    try:
+        return await work
+    except NotPossible as error:
+        raise Conflict(str(error)) from None
+    except StoreError as error:
+        raise Unavailable(str(error), code="store_unavailable") from None

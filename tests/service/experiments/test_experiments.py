@@ -1,0 +1,186 @@
+"""Experiments through the whole gateway: who gets which arm, what is recorded, what is decided."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import pytest
+from sqlalchemy import text
+
+from tests.fakes import upstream as fake
+from tests.service.conftest import Running
+from tests.service.experiments.conftest import ADMIN, STRICT, TWO, Trying, ask, eventually, overview
+
+RAMP = """
+ramp: {arm: new, steps: [50, 100], min_units: 10, min_s: 0, approve: [100]}
+plan_units: 100
+"""
+
+
+async def rows(keel: Running, table: str) -> list[dict[str, object]]:
+    await keel.gateway.writer.flush()
+    statement = {"exposures": "SELECT * FROM exposures", "completions": "SELECT * FROM completions"}[table]
+    async with keel.gateway.database.read() as connection:
+        return [dict(row) for row in (await connection.execute(text(statement))).mappings()]
+
+
+async def test_a_session_stays_on_its_arm_and_the_reply_says_which(trying: Trying) -> None:
+    async with trying() as keel:
+        arms = {}
+        for session in map(str, range(20)):
+            first, answer = await ask(keel, session)
+            assert answer["model"] == "test"
+            assert answer.get("guardrails", {}).get("experiment", {"arm": first})["arm"] == first
+            assert (await ask(keel, session))[0] == first
+            arms[session] = first
+        assert set(arms.values()) == {"control", "new"}
+        exposed = await rows(keel, "exposures")
+        assert len(exposed) == 20
+        assert Counter(row["arm"] for row in exposed) == Counter(arms.values())
+        completions = await rows(keel, "completions")
+        assert len(completions) == 40
+        assert {row["experiment"] for row in completions} == {"test"}
+        policies = {"control": "plain", "new": "other"}
+        assert all(row["policy"] == policies[str(row["arm"])] for row in completions)
+        assert not any("x-session" in str(row) for row in exposed)
+        page = (await keel.get("/metrics"))[1].decode()
+        assert 'keel_experiment_weight{arm="new",experiment="test"} 0.5' in page
+        assert 'keel_experiment_exposures_total{arm="control",experiment="test"}' in page
+
+
+async def test_what_is_in_no_experiment_is_not_recorded(trying: Trying) -> None:
+    async with trying() as keel:
+        status, answer = await keel.chat(model="plain")
+        assert (status, answer["model"]) == (200, "plain")
+        assert await rows(keel, "completions") == []
+
+
+@pytest.mark.parametrize("policy", ["", STRICT + "expose: summary\n"])
+async def test_streams_and_guarded_replies_tell_their_arm(trying: Trying, policy: str) -> None:
+    async with trying(other=policy) as keel:
+        for _ in range(8):
+            body = {"model": "test", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
+            async with keel.session.post(keel.url + "/v1/chat/completions", json=body) as response:
+                raw = (await response.read()).decode()
+                arm = response.headers["x-keel-experiment"]
+            assert '"model":"test"' in raw
+            if policy and arm == "test/new":
+                assert '"experiment":{"name":"test","arm":"new"}' in raw
+
+
+async def test_only_testers_choose_and_do_not_count(trying: Trying) -> None:
+    async with trying(TWO + "testers: [qa]\n") as keel:
+        for arm in ("new", "control"):
+            assert (await ask(keel, "s", **ADMIN, **{"x-keel-arm": arm}))[0] == arm
+        body = {"model": "test", "messages": [{"role": "user", "content": "Hi"}]}
+        for headers, wanted in (
+            ({"x-keel-arm": "new"}, 403),
+            ({"x-keel-arm": "new", "authorization": "Bearer wrong"}, 403),
+            ({"x-keel-arm": "none", **ADMIN}, 400),
+        ):
+            status, _, _ = await keel.post("/v1/chat/completions", body, headers)
+            assert status == wanted
+        assert [row["chosen"] for row in await rows(keel, "exposures")] == [1, 1]
+        await ask(keel, "s")
+        found = await eventually(
+            keel, lambda o: o["look"] and sum(o["look"]["mismatch"]["units"].values()) == 1
+        )
+        assert sum(arm["units"] for arm in found["look"]["arms"]) <= 1
+
+
+async def test_a_ramp_goes_up_waits_for_a_person_and_completes(trying: Trying) -> None:
+    async with trying(TWO + RAMP) as keel:
+        for number in range(60):
+            await ask(keel, str(number))
+        found = await eventually(keel, lambda o: o["status"] == "waiting")
+        assert "100 % needs approval" in found["reason"]
+        status, answer, _ = await keel.post("/admin/v1/experiments/test/approve", {"reason": "fine"}, ADMIN)
+        assert (status, answer["status"], answer["shares"]) == (200, "running", {"control": 0.0, "new": 1.0})
+        assert (await ask(keel, "later"))[0] == "new"
+        for number in range(15):
+            await ask(keel, f"again-{number}")
+        found = await eventually(keel, lambda o: o["status"] == "completed")
+        assert [event["action"] for event in found["history"]] == ["complete", "approve", "wait", "begin"]
+        assert found["history"][1]["actor"].startswith("admin:")
+        status, _, _ = await keel.post("/admin/v1/experiments/test/approve", {}, ADMIN)
+        assert status == 409
+
+
+async def test_an_arm_that_crosses_its_limit_is_taken_back_by_itself(trying: Trying) -> None:
+    limits = "limits: [{metric: block_rate, max: 0.2}]\n"
+    async with trying(TWO + RAMP + limits, other=STRICT) as keel:
+        for number in range(60):
+            await ask(keel, str(number))
+        found = await eventually(keel, lambda o: o["status"] == "rolled_back")
+        assert "new: block_rate max 0.2: 1, surely within" in found["reason"]
+        assert {arm["name"]: arm["share"] for arm in found["arms"]} == {"control": 1.0, "new": 0.0}
+        assert {(await ask(keel, str(number)))[0] for number in range(60)} == {"control"}
+        event = found["history"][0]
+        assert (event["action"], event["actor"]) == ("roll_back", "gateway")
+        page = (await keel.get("/metrics"))[1].decode()
+        assert 'keel_experiment_changes_total{action="roll_back",experiment="test"} 1.0' in page
+
+
+async def test_a_new_gateway_goes_on_where_the_old_one_was(trying: Trying) -> None:
+    async with trying(TWO) as keel:
+        status, _, _ = await keel.post("/admin/v1/experiments/test/rollback", {"reason": "bad"}, ADMIN)
+        assert status == 200
+    async with trying(TWO) as keel:
+        assert {(await ask(keel, str(number)))[0] for number in range(20)} == {"control"}
+        found = await overview(keel)
+        assert (found["status"], found["reason"]) == ("rolled_back", "bad")
+        status, answer, _ = await keel.post("/admin/v1/experiments/test/ramp", {}, ADMIN)
+        assert (status, answer["epoch"]) == (200, found["epoch"] + 1)
+        assert {(await ask(keel, str(number)))[0] for number in range(20)} == {"control", "new"}
+
+
+async def test_units_under_another_key_leave_the_control_in_charge(trying: Trying) -> None:
+    async with trying(TWO, hash_key="k" * 32):
+        pass
+    async with trying(TWO, begun=False, hash_key="j" * 32) as keel:
+        assert {(await ask(keel, str(number)))[0] for number in range(20)} == {"control"}
+        assert "hash_key" in (await overview(keel))["fault"]
+        assert await rows(keel, "exposures") == []
+
+
+async def test_without_its_store_the_control_answers(trying: Trying) -> None:
+    nowhere = "postgresql://keel@127.0.0.1:1/keel"
+    async with trying(TWO, begun=False, store={"url": nowhere}) as keel:
+        assert {(await ask(keel, str(number)))[0] for number in range(20)} == {"control"}
+        status, _, _ = await keel.get("/admin/v1/experiments/test", ADMIN)
+        assert status == 503
+
+
+async def test_shadows_get_copies_that_nobody_waits_for(trying: Trying) -> None:
+    shadow = TWO + "shadows: [{name: next, policy: other, share: 1.0}]\nshadow_concurrency: 2\n"
+    async with trying(shadow, other=STRICT) as keel:
+        for number in range(6):
+            await ask(keel, str(number))
+        found = await eventually(
+            keel, lambda o: o["look"] and o["look"]["shadows"] and o["look"]["shadows"][0]["units"]
+        )
+        assert found["look"]["shadows"][0]["metrics"]["block_rate"]["estimate"] == 1.0
+        assert sum(found["look"]["mismatch"]["units"].values()) == 6
+        assert not any(b"stream" in request.body for request in keel.upstream.requests)
+
+
+async def test_a_shadow_that_hangs_delays_nobody_and_is_bounded(trying: Trying) -> None:
+    alike = "arms: [{name: control, policy: plain}, {name: new, policy: plain}]\n"
+    shadow = "shadows: [{name: next, policy: other, share: 1.0}]\nshadow_concurrency: 1\n"
+    async with fake.FakeUpstream(fake.stall_before_headers()) as stalled:
+        other = f'model: {{upstream: {{base_url: "{stalled.base_url}/v1", model: fake}}}}\n'
+        async with trying(alike + shadow, other=other) as keel:
+            async with asyncio.timeout(20):
+                for number in range(5):
+                    await ask(keel, str(number))
+            page = (await keel.get("/metrics"))[1].decode()
+            assert 'keel_experiment_shadows_total{arm="next",experiment="test",outcome="skipped"} 4.0' in page
+
+
+async def test_models_and_checks_know_the_experiment(trying: Trying) -> None:
+    async with trying() as keel:
+        status, body, _ = await keel.get("/v1/models")
+        assert b'"id":"test"' in body
+        status, answer, _ = await keel.post("/v1/checks", {"model": "test", "input": "hello"})
+        assert (status, answer["model"]) == (200, "plain")
