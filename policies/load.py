@@ -19,8 +19,9 @@ from policies.alignment import JudgeServer, RewardServer
 from policies.document import Mark, read_document
 from policies.errors import Fault, PolicyError, Problem, UnknownPolicy
 from policies.explain import dotted, explain, place
+from policies.references import references
 from policies.registry import RegistryError
-from policies.spec import ClassifierBase, ModelRef, PolicySpec, ToolCallsSpec
+from policies.spec import ModelRef, PolicySpec
 from policies.tenants import TenantFile, TenantSpec, unknown_settings, variants
 from policies.watch import Fingerprint, fingerprint, policy_files, settled_changes
 
@@ -108,28 +109,11 @@ def _problems(spec: PolicySpec, registry: Checkpoints | None, check: Check | Non
 def _missing_checkpoints(spec: PolicySpec, registry: Checkpoints | None) -> Iterable[Problem]:
     if registry is None:
         return
-    for loc, reference in _references(spec):
+    for loc, reference in references(spec):
         try:
             registry.resolve(reference)
         except RegistryError as error:
             yield Problem(loc, str(error))
-
-
-def _references(spec: PolicySpec) -> Iterable[tuple[tuple[str | int, ...], str]]:
-    if spec.model.checkpoint is not None:
-        yield ("model", "checkpoint"), spec.model.checkpoint
-    for stage, guards in (("input", spec.input), ("output", spec.output)):
-        for index, guard in enumerate(guards):
-            nested = guard.arguments if isinstance(guard, ToolCallsSpec) else ()
-            inside = [(("arguments", inner), argument) for inner, argument in enumerate(nested)]
-            for extra, one in [((), guard), *inside]:
-                if isinstance(one, ClassifierBase) and isinstance(one.model, str) and not _is_path(one.model):
-                    yield (stage, index, *extra, "model"), one.model
-
-
-def _is_path(model: str) -> bool:
-    """A model's folder, which no registry knows; the guard's own check looks there."""
-    return os.sep in model or model.startswith(".")
 
 
 def _missing_keys(spec: PolicySpec) -> Iterable[Problem]:

@@ -2,6 +2,7 @@
 
     checkpoints/<name>/manifest.json + the files it lists
     checkpoints/aliases.json          {"alias": "name@digest"}
+    checkpoints/aliases.history.json  what each alias meant before (`policies.history`)
 
 A name is used once and for ever, so `name@digest` never changes its meaning; what moves is an alias, and
 it moves atomically. `resolve` reads manifests only; `verify` reads every byte, and comes before loading.
@@ -16,11 +17,12 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from policies.history import HISTORY_NAME, Allowance, How, Move, read_history, way_back, with_move
 from policies.manifest import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
@@ -30,7 +32,14 @@ from policies.manifest import (
     RegistryError,
 )
 
-__all__ = ["CheckpointError", "Registry", "RegistryError", "ResolvedCheckpoint", "UnknownCheckpoint"]
+__all__ = [
+    "CheckpointError",
+    "Pinned",
+    "Registry",
+    "RegistryError",
+    "ResolvedCheckpoint",
+    "UnknownCheckpoint",
+]
 
 ALIASES_NAME = "aliases.json"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -131,8 +140,13 @@ class Registry:
         for file in checkpoint.manifest.files:
             _check_file(checkpoint.path, file)
 
-    def point(self, alias: str, ref: str) -> ResolvedCheckpoint:
-        """Make `alias` mean what `ref` means now, atomically; the target is verified first."""
+    def point(
+        self, alias: str, ref: str, *, how: How = "point", allow: tuple[Allowance, ...] = ()
+    ) -> ResolvedCheckpoint:
+        """Make `alias` mean what `ref` means now, atomically; the target is verified first.
+
+        The move is kept in the history, with what `allow` says may differ from the former meaning.
+        """
         if not _NAME.fullmatch(alias):
             raise RegistryError(f"{alias!r} is no alias: use up to 64 of a-z, 0-9, '.', '_' and '-'")
         if alias in self.names():
@@ -140,9 +154,34 @@ class Registry:
         checkpoint = self.resolve(ref)
         self.verify(checkpoint)
         with _locked(self.root):
-            content = json.dumps(self.aliases() | {alias: checkpoint.ref}, indent=1, sort_keys=True) + "\n"
+            aliases = self.aliases()
+            previous = aliases.get(alias)
+            if previous != checkpoint.ref:
+                move = Move.now(checkpoint.ref, previous, how, allow)
+                write_atomically(self.root / HISTORY_NAME, with_move(read_history(self.root), alias, move))
+            content = json.dumps(aliases | {alias: checkpoint.ref}, indent=1, sort_keys=True) + "\n"
             write_atomically(self.root / ALIASES_NAME, content.encode())
         return checkpoint
+
+    def history(self, alias: str) -> tuple[Move, ...]:
+        """The moves of an alias, oldest first. Raises RegistryError for a damaged history."""
+        return read_history(self.root).get(alias, ())
+
+    def previous(self, alias: str) -> ResolvedCheckpoint:
+        """What the alias meant before. Raises RegistryError where it has not been moved, or that is gone."""
+        aliases = self.aliases()
+        if alias not in aliases:
+            known = ", ".join(sorted(aliases)) or "none"
+            raise UnknownCheckpoint(f"there is no alias {alias!r} in {self.root}; there are: {known}")
+        ref = way_back(self.history(alias), aliases[alias])
+        if ref is None:
+            raise RegistryError(f"{alias!r} has meant nothing else than {aliases[alias]}: no way back")
+        return self.resolve(ref)
+
+    def allowances(self, alias: str, ref: str) -> frozenset[Allowance]:
+        """What was allowed to differ when the alias was last moved to `ref`."""
+        moves = [move for move in self.history(alias) if move.ref == ref]
+        return frozenset(moves[-1].allow) if moves else frozenset()
 
     def _follow(self, ref: str) -> str:
         if ref in self.names():
@@ -159,6 +198,17 @@ class Registry:
                 f"{path}: its manifest calls it {manifest.name!r}; a checkpoint's folder bears its name"
             )
         return ResolvedCheckpoint(name, manifest.digest, path, manifest)
+
+
+class Pinned(Registry):
+    """A registry some of whose aliases are held to a meaning, whatever the alias table says by now."""
+
+    def __init__(self, root: Path | str, pins: Mapping[str, str]) -> None:
+        super().__init__(root)
+        self.pins = dict(pins)
+
+    def _follow(self, ref: str) -> str:
+        return self.pins.get(ref) or super()._follow(ref)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

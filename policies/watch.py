@@ -64,7 +64,7 @@ async def settled_changes(
 
     poll: seconds between looks where no notification comes.
     """
-    async for _ in _ticks(folders, poll):
+    async for _ in ticks(folders, poll):
         now = await asyncio.to_thread(fingerprint, folders)
         while now != seen():
             await asyncio.sleep(settle)
@@ -74,7 +74,7 @@ async def settled_changes(
                 break
 
 
-async def _ticks(folders: Sequence[Path], poll: float) -> AsyncIterator[None]:
+async def ticks(folders: Sequence[Path], poll: float) -> AsyncIterator[None]:
     """One at once, then one per notification and at least one in `poll` seconds."""
     yield
     while True:

@@ -35,6 +35,8 @@ from service.edge import Authenticate, Gate, Observe
 from service.engines import Engines
 from service.experiments.house import House
 from service.generation import PATHS
+from service.hotload.canary import Canary
+from service.hotload.swaps import Swaps
 from service.http import App
 from service.limits import Limiter
 from service.openai.types import CheckRequest, EmbeddingRequest, ModerationRequest
@@ -124,6 +126,16 @@ class Gateway:
             log=log,
             unit_key=self.environment.hash_key,
         )
+        self.swaps = Swaps(
+            settings,
+            self.registry,
+            self.catalog,
+            self.engines,
+            Canary(self.runtime),
+            self.metrics,
+            log,
+            self.audit,
+        )
         self.last_reload = ReloadResult()
         self.draining = False
         self._started = False
@@ -203,7 +215,7 @@ class Gateway:
         await asyncio.to_thread(self.audit.open)
         progress("loading guards and engines")
         self.engines.progress = progress
-        await self.catalog.replace(self.library.snapshot())
+        await self.swaps.start(self.library.snapshot())
         self.metrics.policy_reload_ok.set(1)
         await self.writer.resume()
         await self.house.start(watch=self.settings.watch_policies)
@@ -212,6 +224,8 @@ class Gateway:
             self._tasks.append(asyncio.create_task(self._watch_drift()))
         if self.settings.watch_policies:
             self._tasks.append(asyncio.create_task(self._watch_policies()))
+        if self.settings.hotload.watch:
+            self._tasks.append(asyncio.create_task(self.swaps.watch(self.settings.hotload.poll_s)))
         self._started = True
         self.audit.record("gateway.start", actor=GATEWAY, subject="gateway", details=self._policy_digests())
         self.engines.progress = lambda phase: self.log.info("engine", phase=phase)
@@ -223,6 +237,7 @@ class Gateway:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.house.aclose()
+        await self.swaps.stop()
         await self.engines.stop()
         await self.runtime.aclose()
         await self.limiter.aclose()
@@ -260,8 +275,11 @@ class Gateway:
     # Changes while running
 
     async def reload_policies(self, actor: str = GATEWAY) -> ReloadResult:
-        """Read the policy files again and serve what they say now."""
-        return await self._take_over(await asyncio.to_thread(self.library.reload), actor)
+        """Read the policy files again and serve what they say now, by what aliases mean now."""
+        result = await self._take_over(await asyncio.to_thread(self.library.reload), actor)
+        swaps = await self.swaps.follow(again=True, actor=actor)
+        errors = [*result.errors, *(swap.reason for swap in swaps if not swap.ok)]
+        return result.model_copy(update={"ok": not errors, "errors": errors})
 
     async def _take_over(self, outcome: ReloadOutcome, actor: str = GATEWAY) -> ReloadResult:
         result = ReloadResult.of(outcome)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from guardrails.build import GuardEnvironment, GuardSet, build_guards
@@ -20,29 +20,27 @@ from guardrails.verdict_cache import VerdictCache
 from policies.alignment import JudgePolicy
 from policies.constraints import to_wire
 from policies.load import LoadedPolicy
+from policies.references import all_names
+from policies.registry import Pinned
 from policies.spec import PolicySpec
 from service.alignment.build import StrategyError, strategy_for
 from service.alignment.strategy import Means, Strategy
 from service.auth import Caller
 from service.engine.engine import Engine
-from service.engines import Engines
+from service.engine.users import Users
+from service.engines import Engines, Target
 from service.http import Header
 from service.openai.errors import ModelNotFound
 from service.telemetry.metrics import Metrics
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """An engine, the name that the model has there, and what exactly is loaded, for people and records."""
-
-    engine: Engine
-    model: str
-    checkpoint: str
-
-
-@dataclass(frozen=True, slots=True)
 class Served:
-    """One policy, ready to answer."""
+    """One policy, ready to answer.
+
+    checkpoints: what each checkpoint's name in the policy means, as `name@digest`.
+    users:       where a request that is bound to this policy is counted for as long as it lasts.
+    """
 
     policy: LoadedPolicy
     target: Target
@@ -51,6 +49,8 @@ class Served:
     headers: tuple[Header, ...] = field(repr=False)
     constraints: str = ""
     strategy: Strategy | None = None
+    checkpoints: Mapping[str, str] = field(default_factory=dict)
+    users: tuple[Users, ...] = ()
 
     @property
     def name(self) -> str:
@@ -65,6 +65,16 @@ class Served:
         """All that it asks."""
         return (self.target.engine, *(self.strategy.engines if self.strategy else ()))
 
+    def enter(self) -> None:
+        """A request is bound to this from now on; nothing of it is closed before `leave`."""
+        for users in self.users:
+            users.enter()
+
+    def leave(self) -> None:
+        """The request has ended."""
+        for users in self.users:
+            users.leave()
+
     @property
     def patience(self) -> float:
         """The shortest time, in seconds, within which a guard worker must have answered."""
@@ -77,8 +87,19 @@ class Served:
         return bool(self.guards.input or self.guards.output) or self.spec.streaming == "buffer"
 
 
+Change = tuple[Served | None, Served]
+"""A policy as it is served, if it is, and as it is about to be."""
+
+Gate = Callable[[Sequence[Change]], Awaitable[None]]
+"""What must hold of the policies that are about to change. Raises where it doesn't."""
+
+
 class Catalog:
-    """Policies by name."""
+    """Policies by name, and what the checkpoints' aliases in them are held to mean.
+
+    An alias is looked up when a policy first names it, and from then on means that here (`pins`), until
+    `replace` is told otherwise: what the alias table says by then has to be verified first.
+    """
 
     def __init__(
         self,
@@ -97,8 +118,10 @@ class Catalog:
         self._means = Means(engines, runtime, environment.registry, metrics, self.get, state_dir)
         self._served: Mapping[str, Served] = {}
         self._tenants: Mapping[tuple[str, str], Served] = {}  # by a key's name and a policy's
+        self._policies: Mapping[str, LoadedPolicy] = {}
         self._changing = asyncio.Lock()
         self.controls: Mapping[str, str] = {}  # experiments, and the policies of their control arms
+        self.pins: Mapping[str, str] = {}
 
     def get(self, name: str, caller: Caller | None = None) -> Served:
         """The policy of this name, as `caller` has it; of an experiment's name, the control arm's.
@@ -124,52 +147,93 @@ class Catalog:
         """The tenants' own."""
         return [served for _, served in sorted(self._served.items()) if served.policy.tenant is not None]
 
-    async def replace(self, policies: Mapping[str, LoadedPolicy]) -> None:
+    async def replace(
+        self,
+        policies: Mapping[str, LoadedPolicy] | None = None,
+        *,
+        pins: Mapping[str, str] | None = None,
+        gate: Gate | None = None,
+    ) -> None:
         """Serve exactly these from now on, once their guards and engines are up.
 
+        policies: None for those that are served already.
+        pins:     aliases that mean something else from now on.
+        gate:     is shown the policies that change once all is loaded, before they serve anybody.
+
         Where anything fails, the error is raised and everything stays as it was. Raises `StrategyError` for a
-        judge that isn't there, and what guards, engines and workers raise.
+        judge that isn't there, and what guards, engines, workers and the gate raise.
         """
         async with self._changing:
+            policies = self._policies if policies is None else policies
+            registry = await asyncio.to_thread(self._view, policies, pins or {})
             try:
-                fresh = {name: await self._bind(name, policy) for name, policy in policies.items()}
+                fresh = {name: await self._bind(name, policy, registry) for name, policy in policies.items()}
                 _check_judges(fresh)
                 servables: dict[str, ServableSpec] = {}
                 for served in fresh.values():
                     servables.update(served.guards.servables)
                     if served.strategy is not None:
                         servables.update(served.strategy.servables)
-                starting = asyncio.gather(self._runtime.ensure(servables), self._engines.start())
+                targets = [served.target for served in fresh.values()]
+                starting = asyncio.gather(self._runtime.ensure(servables), self._engines.start(targets))
                 try:
                     await starting
                 except BaseException:
                     starting.cancel()
                     raise
                 await asyncio.to_thread(_prepare, [served.guards for served in fresh.values()])
+                if gate is not None:
+                    known = {name: self._served.get(name) for name in fresh}
+                    await gate(
+                        [(known[name], served) for name, served in fresh.items() if known[name] is not served]
+                    )
                 self._served, self._tenants = fresh, _by_key(fresh.values())
+                self._policies, self.pins = policies, registry.pins
             finally:
+                now = self._served.values()
                 self._engines.retire(
-                    [engine for served in self._served.values() for engine in served.engines]
+                    [engine for served in now for engine in served.engines], [served.target for served in now]
                 )
             self._publish()
 
-    async def _bind(self, name: str, policy: LoadedPolicy) -> Served:
+    def _view(self, policies: Mapping[str, LoadedPolicy], pins: Mapping[str, str]) -> Pinned:
+        """The registry in which every alias that these policies name means what it is to mean."""
+        registry = self._environment.registry
+        aliases = registry.aliases() if registry.root.is_dir() else {}
+        held = {**aliases, **self.pins, **pins}
+        named = {name for policy in policies.values() for name in all_names(policy.spec)}
+        return Pinned(registry.root, {name: held[name] for name in sorted(named & held.keys())})
+
+    async def _bind(self, name: str, policy: LoadedPolicy, registry: Pinned) -> Served:
         known = self._served.get(name)
-        engine, model, checkpoint = self._engines.engine_for(policy.spec)
-        if known is not None and known.policy == policy and known.target.engine is engine:
+        target = self._engines.target(policy.spec, registry)
+        names = all_names(policy.spec)
+        checkpoints = await asyncio.to_thread(lambda: {name: registry.resolve(name).ref for name in names})
+        same = known is not None and known.policy == policy and known.target == target
+        if known is not None and same and known.checkpoints == checkpoints:
             return known
         headers = (
             (b"x-keel-policy", f"{policy.name}@{policy.digest[:12]}".encode()),
-            (b"x-keel-checkpoint", checkpoint.encode("ascii", "replace")),
+            (b"x-keel-checkpoint", target.checkpoint.encode("ascii", "replace")),
         )
-        guards = await asyncio.to_thread(build_guards, policy.spec, self._environment)
+        environment = replace(self._environment, registry=registry)
+        guards = await asyncio.to_thread(build_guards, policy.spec, environment)
         chain = InputChain(
             guards.input, self._runtime, self._cache, policy_digest=policy.digest, roles=policy.spec.roles
         )
         constraints = to_wire(policy.spec.constraints) if policy.spec.constraints else ""
-        strategy = strategy_for(policy.spec, self._means)
+        strategy = strategy_for(policy.spec, replace(self._means, registry=registry))
+        others = {engine.users for engine in (strategy.engines if strategy else ())} - set(target.users)
         return Served(
-            policy, Target(engine, model, checkpoint), guards, chain, headers, constraints, strategy
+            policy,
+            target,
+            guards,
+            chain,
+            headers,
+            constraints,
+            strategy,
+            checkpoints,
+            (*target.users, *others),
         )
 
     def _publish(self) -> None:

@@ -79,6 +79,18 @@ class Engine(Group):
     start_timeout_s: Seconds = 600.0
     vllm_port: Annotated[int, Field(ge=0, le=65_535)] = 0
     vllm_args: tuple[str, ...] = ()
+    adapters: bool = False
+    max_adapters: Count = 4
+    max_adapter_rank: Literal[8, 16, 32, 64, 128, 256] = 64
+
+
+class Hotload(Group):
+    """How a checkpoint takes another's place while requests are answered."""
+
+    watch: bool = True
+    poll_s: Seconds = 2.0
+    canary: Path | None = None
+    canaries: dict[str, Path] = {}
 
 
 class Guards(Group):
@@ -178,6 +190,7 @@ class Settings(BaseSettings):
     engine: Engine = Engine()
     guards: Guards = Guards()
     store: Store = Store()
+    hotload: Hotload = Hotload()
     log: Logging = Logging()
     audit: Audit = Audit()
     drift: Drift = Drift()

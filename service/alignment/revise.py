@@ -112,6 +112,11 @@ class Revise:
         self._pairs = PairStore(means.state_dir / "preferences", means.runner) if spec.store else None
 
     @property
+    def reward(self) -> object:
+        """What scores the replies that it begins with, where anything does."""
+        return getattr(self._base, "reward", None)
+
+    @property
     def engines(self) -> Sequence[Engine]:
         """The base's, and the judge's own."""
         return (*self._base.engines, *self.judge.engines)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Protocol
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 from policies.load import ReloadOutcome
-from policies.registry import Registry
+from service.api.admin_checkpoints import State as CheckpointState
+from service.api.admin_checkpoints import checkpoint_routes
 from service.api.admin_drift import State as DriftState
 from service.api.admin_drift import drift_routes
 from service.api.admin_experiments import HasHouse, experiment_routes
@@ -17,10 +17,9 @@ from service.api.admin_policies import policy_routes
 from service.audit import actor_of
 
 
-class State(DriftState, HasHouse, Protocol):
+class State(CheckpointState, DriftState, HasHouse, Protocol):
     """What these routes ask of the gateway."""
 
-    registry: Registry
     last_reload: ReloadResult
 
     async def reload_policies(self, actor: str = ...) -> ReloadResult: ...
@@ -67,23 +66,6 @@ class PolicyList(BaseModel):
     last_reload: ReloadResult
 
 
-class CheckpointInfo(BaseModel):
-    """A published checkpoint."""
-
-    name: str
-    digest: str
-    kind: str
-    description: str
-    aliases: list[str]
-    bytes: int
-
-
-class CheckpointList(BaseModel):
-    """All checkpoints of the registry."""
-
-    checkpoints: list[CheckpointInfo]
-
-
 def admin_routes(state: State) -> APIRouter:
     """The routes, to be included into the site."""
     routes = APIRouter(prefix="/admin/v1", tags=["admin"])
@@ -110,29 +92,8 @@ def admin_routes(state: State) -> APIRouter:
         response.status_code = 200 if result.ok else 409
         return result
 
-    @routes.get("/checkpoints")
-    async def checkpoints() -> CheckpointList:
-        """The registry's checkpoints."""
-        return await asyncio.to_thread(_checkpoints, state.registry)
-
+    routes.include_router(checkpoint_routes(state))
     routes.include_router(drift_routes(state))
     routes.include_router(experiment_routes(state))
     routes.include_router(policy_routes(state))
     return routes
-
-
-def _checkpoints(registry: Registry) -> CheckpointList:
-    aliases = registry.aliases()
-    return CheckpointList(
-        checkpoints=[
-            CheckpointInfo(
-                name=found.name,
-                digest=found.digest,
-                kind=found.manifest.kind,
-                description=found.manifest.description,
-                aliases=sorted(alias for alias, ref in aliases.items() if ref == found.ref),
-                bytes=sum(file.bytes for file in found.manifest.files),
-            )
-            for found in registry.checkpoints()
-        ]
-    )

@@ -33,6 +33,7 @@ class Embeddings:
         call.policy = served.name
         payload["model"] = served.target.model
         began = time.perf_counter()
+        served.enter()
         try:
             reply = await served.target.engine.complete(
                 PATH, orjson.dumps(payload), {"x-request-id": call.id}
@@ -40,6 +41,7 @@ class Embeddings:
         except UpstreamError as error:
             raise from_engine(error) from error
         finally:
+            served.leave()
             call.upstream_s += time.perf_counter() - began
         call.headers += served.headers
         answer: dict[str, Any] = orjson.loads(reply.body)

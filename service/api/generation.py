@@ -83,7 +83,8 @@ class GenerationEndpoint:
 
     async def _live(self, generation: Generation, send: Send) -> None:
         """From the first guard to the outcome."""
-        call = generation.call
+        call, served = generation.call, generation.served
+        served.enter()
         self._outcomes.begin(generation)
         try:
             await self._answer(generation, send)
@@ -98,6 +99,7 @@ class GenerationEndpoint:
             call.state, call.error = "failed", "internal_error"
             raise
         finally:
+            served.leave()
             self._outcomes.end(generation)
 
     def _understand(self, scope: Scope, call: Call, body: bytes) -> Generation:

@@ -22,11 +22,13 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
+from service.engine.adapters import Adapters
 from service.engine.client import Headers, Reply, UpstreamClient
 from service.engine.config import PoolLimits, SizeLimits, TimeLimits, UpstreamConfig
 from service.engine.event_stream import EventStream
 from service.engine.observer import EngineObserver, NullObserver
 from service.engine.pool import UpstreamPool
+from service.engine.users import Users
 from service.engine.vllm_process import ManagedVllm
 
 
@@ -71,6 +73,8 @@ class Engine:
         self._clients = [UpstreamClient(config, times, sizes) for config in upstreams]
         self._pool: UpstreamPool | None = None
         self.child = child
+        self.users = Users()
+        self.adapters = Adapters(self)
 
     @classmethod
     def managed(

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 SERVER = "vllm.entrypoints.openai.api_server"
@@ -23,6 +24,8 @@ _CPU_ENVIRONMENT = {
 }
 # What policies' constraints are applied by; a request without any costs it a look at an empty table.
 _LOGITS_PROCESSOR = "service.alignment.vllm_constraints:Constraints"
+_DOOR = "service.vllm_door.Door"
+KV_CACHE_BYTES = 128 << 20
 _CPU_ARGUMENTS = ("--distributed-executor-backend", "uni", "--enforce-eager")
 
 _ENVIRONMENT = {
@@ -39,6 +42,8 @@ _ENVIRONMENT = {
 }
 # Unset, not empty: vLLM reads an empty cache size as zero, and the others would undo what is set here.
 _DROPPED = (
+    "VLLM_SERVER_DEV_MODE",
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING",
     "VLLM_CPU_KVCACHE_SPACE",
     "VLLM_LOGGING_CONFIG_PATH",
     "VLLM_LOGGING_PREFIX",
@@ -56,19 +61,30 @@ _DEATH_PACT = (
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterLimits:
+    """LoRA adapters of one server: how many can answer at the same time, and of which rank at most."""
+
+    count: int = 4
+    rank: int = 64
+
+
+@dataclass(frozen=True, slots=True)
 class VllmConfig:
     """One managed vLLM server.
 
     `model` is a checkpoint's folder, `served_name` what requests call it. `kv_cache_bytes` is used on CPU
-    hosts; on a GPU vLLM takes the share of memory it always takes. `arguments` go to vLLM as they are, and
-    win over those chosen here.
+    hosts; on a GPU vLLM takes the share of memory it always takes. `adapters`: it takes LoRA adapters while
+    it runs. `reloadable`: it can read other weights of the same shapes in place, which takes its development
+    mode. `arguments` go to vLLM as they are, and win over those chosen here.
     """
 
     model: Path
     served_name: str
     device: Device = "auto"
-    kv_cache_bytes: int = 128 << 20
+    kv_cache_bytes: int = KV_CACHE_BYTES
     max_model_len: int | None = None
+    adapters: AdapterLimits | None = None
+    reloadable: bool = False
     arguments: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     start_seconds: float = 600.0  # a large model on a cold disk loads for minutes
@@ -111,8 +127,11 @@ def on_cpu(device: Device) -> bool:
     return "vllm-cpu" in installed or not os.path.exists("/dev/nvidiactl")
 
 
-def command(config: VllmConfig, port: int) -> list[str]:
-    """The argument vector that becomes vLLM by exec, bound to this process's life on Linux."""
+def command(config: VllmConfig, port: int, adapters: Mapping[str, Path] = MappingProxyType({})) -> list[str]:
+    """The argument vector that becomes vLLM by exec, bound to this process's life on Linux.
+
+    adapters: those it starts with, by the name that requests call them.
+    """
     # -P: or this folder's modules would stand before the libraries' of the same name.
     module = ("-P", str(_CPU_MAIN)) if on_cpu(config.device) else ("-m", SERVER)
     vllm = [
@@ -129,11 +148,18 @@ def command(config: VllmConfig, port: int) -> list[str]:
         "--disable-uvicorn-access-log",
         "--logits-processors",
         _LOGITS_PROCESSOR,
+        "--middleware",
+        _DOOR,
     ]
     if on_cpu(config.device):
         vllm += [*_CPU_ARGUMENTS, "--kv-cache-memory-bytes", str(config.kv_cache_bytes)]
     if config.max_model_len is not None:
         vllm += ["--max-model-len", str(config.max_model_len)]
+    if config.adapters is not None:
+        count, rank = str(config.adapters.count), str(config.adapters.rank)
+        vllm += ["--enable-lora", "--max-loras", count, "--max-cpu-loras", count, "--max-lora-rank", rank]
+    if adapters:
+        vllm += ["--lora-modules", *(f"{name}={path}" for name, path in adapters.items())]
     vllm += config.arguments
     if not sys.platform.startswith("linux"):
         return vllm
@@ -149,5 +175,9 @@ def environment(config: VllmConfig, api_key: str) -> dict[str, str]:
     """The child's environment: this process's, with what vLLM needs and without this process's secrets."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("KEEL_") and k not in _DROPPED}
     chosen = {**_ENVIRONMENT, **(_CPU_ENVIRONMENT if on_cpu(config.device) else {})}
+    if config.adapters is not None:
+        chosen["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
+    if config.reloadable:
+        chosen["VLLM_SERVER_DEV_MODE"] = "1"
     # In the environment, not the arguments: every user of the machine can read those.
     return {**inherited, **chosen, **config.environment, "VLLM_API_KEY": api_key}

@@ -16,6 +16,7 @@ import os
 import secrets
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 import structlog
@@ -81,6 +82,7 @@ class ManagedVllm:
         self.failure: str | None = None  # why the last child ended
         self.restarts = 0
         self.port = 0
+        self.adapters: dict[str, Path] = {}  # what it has loaded, and begins with when it is started again
         self._observer: EngineObserver = observer or NullObserver()
         self._on_phase = on_phase
         self._subscribers: list[Callable[[], None]] = []
@@ -221,7 +223,7 @@ class ManagedVllm:
         read_end, write_end = os.pipe()
         try:
             self._process = process = await asyncio.create_subprocess_exec(
-                *command(self.config, self.port),
+                *command(self.config, self.port, self.adapters),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=write_end,
                 stderr=write_end,

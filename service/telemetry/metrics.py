@@ -276,6 +276,25 @@ class Metrics:
         self.checkpoint_info = Gauge(
             "keel_checkpoint_info", "Checkpoints served.", ("checkpoint", "digest"), registry=registry
         )
+        self.checkpoint_swaps = Counter(
+            "keel_checkpoint_swaps",
+            "Checkpoints that took another's place, or were refused.",
+            ("alias", "outcome"),
+            registry=registry,
+        )
+        self.checkpoint_swap_seconds = Histogram(
+            "keel_checkpoint_swap_seconds",
+            "From asking for a swap to new requests going to the new checkpoint.",
+            ("alias",),
+            buckets=(0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 180.0, 600.0),
+            registry=registry,
+        )
+        self.checkpoint_behind = Gauge(
+            "keel_checkpoint_alias_behind",
+            "1 while an alias means a checkpoint in the registry that this gateway has refused.",
+            ("alias",),
+            registry=registry,
+        )
         self.ready = Gauge("keel_ready", "1 while the gateway takes requests.", registry=registry)
 
     def _add_audit(self, registry: CollectorRegistry) -> None:

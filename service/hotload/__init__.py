@@ -1,0 +1,1 @@
+"""Checkpoints that take each other's place while requests are answered."""
