@@ -1,0 +1,100 @@
+"""Experiments and checkpoints: who gets which arm, what people say, what was swapped."""
+
+from __future__ import annotations
+
+from grafana_foundation_sdk.builders.dashboard import Dashboard
+
+from monitoring.panels import RATE, AnyPanel, Query, Row, board, graph, listing, rate, ratio
+
+WHERE = 'experiment=~"$experiment",instance=~"$instance"'
+HERE = 'instance=~"$instance"'
+EXPOSURES = "keel_experiment_exposures_total"
+
+
+def experiments() -> Dashboard:
+    """The dashboard."""
+    return board(
+        "keel-experiments",
+        "Keel / Experiments",
+        "Arms and their weights, feedback, and the checkpoints that were swapped.",
+        [
+            Row("Arms", _arms()),
+            Row("Feedback", _feedback()),
+            Row("Checkpoints", _checkpoints()),
+        ],
+        [("experiment", EXPOSURES, "experiment"), ("instance", "keel_ready", "instance")],
+    )
+
+
+def _arms() -> list[AnyPanel]:
+    share = ratio(
+        f"sum by (experiment, arm) (rate({EXPOSURES}{{{WHERE}}}{RATE}))",
+        f"on (experiment) group_left () sum by (experiment) (rate({EXPOSURES}{{{WHERE}}}{RATE}))",
+    )
+    return [
+        graph(
+            "Exposures",
+            "Requests assigned to an arm, a second.",
+            "reqps",
+            Query(rate(EXPOSURES, WHERE, "experiment, arm"), "{{experiment}} {{arm}}"),
+            stack=True,
+        ),
+        graph(
+            "Share of each arm",
+            "Compare it with the weights: a lasting difference is a sample-ratio mismatch.",
+            "percentunit",
+            Query(share, "{{experiment}} {{arm}}"),
+        ),
+        graph(
+            "Weights",
+            "What the experiment says; steps of a ramp show here.",
+            "percentunit",
+            Query(f"max by (experiment, arm) (keel_experiment_weight{{{WHERE}}})", "{{experiment}} {{arm}}"),
+        ),
+    ]
+
+
+def _feedback() -> list[AnyPanel]:
+    return [
+        graph(
+            "By kind",
+            "Feedback an hour.",
+            "short",
+            Query(f"sum by (kind) (increase(keel_feedback_total{{{HERE}}}[1h]))", "{{kind}}"),
+            width=12,
+            stack=True,
+        ),
+        graph(
+            "By policy",
+            "Feedback an hour.",
+            "short",
+            Query(f"sum by (policy) (increase(keel_feedback_total{{{HERE}}}[1h]))", "{{policy}}"),
+            width=12,
+            stack=True,
+        ),
+    ]
+
+
+def _checkpoints() -> list[AnyPanel]:
+    return [
+        graph(
+            "Swaps",
+            "Changes of an alias a day, by outcome.",
+            "short",
+            Query(
+                f"sum by (alias, outcome) (increase(keel_checkpoint_swaps_total{{{HERE}}}[1d]))",
+                "{{alias}} {{outcome}}",
+            ),
+        ),
+        graph(
+            "Time of a swap, p95",
+            "From the order to the first request that the new checkpoint gets, over a day.",
+            "s",
+            Query(
+                "histogram_quantile(0.95, sum by (le) "
+                f"(increase(keel_checkpoint_swap_seconds_bucket{{{HERE}}}[1d])))",
+                "p95",
+            ),
+        ),
+        listing("Checkpoints served", "By name and digest.", f"keel_checkpoint_info{{{HERE}}}", width=8),
+    ]
