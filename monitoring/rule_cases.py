@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 HERE = Path(__file__).parent / "prometheus"
-RULES = HERE / "rules" / "keel.yaml"
-TESTS = HERE / "tests" / "keel.yaml"
+RULES = HERE / "rules" / "alerts.yaml"
+TESTS = HERE / "tests" / "alerts.yaml"
 ON = 'instance="gw:8000",job="keel"'
 KEEL = {"instance": "gw:8000", "job": "keel"}
 HEAD = "# Written by `python -m monitoring` from monitoring/rule_cases.py; run by `promtool test rules`.\n"
@@ -125,12 +125,12 @@ CASES = (
     Case(
         "KeelFalseBlocks",
         {
-            f'keel_reviews_total{{policy="chat",decision="overturn",{ON}}}': "0+1x60 60x2000",
-            f'keel_reviews_total{{policy="chat",decision="uphold",{ON}}}': "0+1x60 60x100 60+2x2000",
+            f'keel_reviews_total{{policy="chat",decision="overturn",{ON}}}': "0+1x30 30x300",
+            f'keel_reviews_total{{policy="chat",decision="uphold",{ON}}}': "0+1x30 30x60 30+5x200",
         },
         {"policy": "chat"},
-        firing=110,
-        cleared=600,
+        firing=88,
+        cleared=130,
     ),
     Case(
         "KeelReviewsWait",
@@ -169,14 +169,14 @@ CASES = (
     Case(
         "KeelRerankGainsNothing",
         {
-            f'keel_reward_score_sum{{model="chat",which="given",{ON}}}': "0+10x150 1500+20x150",
+            f'keel_reward_score_sum{{model="chat",which="given",{ON}}}': "0+10x80 800+40x200",
             f'keel_reward_score_count{{model="chat",which="given",{ON}}}': "0+10x300",
             f'keel_reward_score_sum{{model="chat",which="all",{ON}}}': "0+40x300",
             f'keel_reward_score_count{{model="chat",which="all",{ON}}}': "0+40x300",
         },
         {"model": "chat"},
-        firing=120,
-        cleared=240,
+        firing=75,
+        cleared=130,
     ),
     Case(
         "KeelEngineDown",
@@ -257,7 +257,7 @@ def unit_tests() -> str:
     """promtool's file."""
     known = alerts()
     tests = [_test(case, known[case.alert]) for case in CASES]
-    body = {"rule_files": ["../rules/keel.yaml"], "evaluation_interval": "1m", "tests": tests}
+    body = {"rule_files": ["../rules/alerts.yaml"], "evaluation_interval": "1m", "tests": tests}
     return HEAD + yaml.safe_dump(body, sort_keys=False, width=110, allow_unicode=True)
 
 

@@ -142,7 +142,7 @@ def _reranking() -> list[AnyPanel]:
             Query(quantile(0.95, "keel_rerank_duration_seconds", MODELS, "phase"), "{{phase}} p95"),
         ),
         graph(
-            "Tokens",
+            "Tokens of reranking",
             "Generated to choose from, and given.",
             "suffix: tokens/s",
             Query(rate("keel_rerank_tokens_total", MODELS, "kind"), "{{kind}}"),
@@ -185,7 +185,7 @@ def _revision() -> list[AnyPanel]:
             Query(quantile(0.95, "keel_revise_duration_seconds", MODELS, "model"), "{{model}} p95"),
         ),
         graph(
-            "Tokens",
+            "Tokens of revision",
             "What judge and reviser cost, prompts included.",
             "suffix: tokens/s",
             Query(rate("keel_revise_tokens_total", MODELS, "role"), "{{role}}"),

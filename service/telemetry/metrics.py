@@ -16,6 +16,7 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    ProcessCollector,
     disable_created_metrics,
     generate_latest,
 )
@@ -39,6 +40,7 @@ class Metrics:
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series each, of little use
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
         self._add_requests(self.registry)
         self._add_guards(self.registry)
         self._add_alignment(self.registry)
