@@ -12,6 +12,7 @@ import typer
 
 from service.cli_audit import audit_app
 from service.cli_checkpoints import checkpoints_app
+from service.cli_experiments import experiments_app
 from service.cli_keys import keys_app
 from service.cli_policy import policy_app
 from service.settings import ConfigError, Settings
@@ -26,6 +27,7 @@ app.add_typer(policy_app, name="policy")
 app.add_typer(keys_app, name="keys")
 app.add_typer(checkpoints_app, name="checkpoints")
 app.add_typer(audit_app, name="audit")
+app.add_typer(experiments_app, name="experiments")
 
 
 @app.command()
@@ -35,6 +37,9 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port to listen on (8000); 0 takes a free one.")] = None,
     policies: Annotated[
         list[Path] | None, typer.Option(help="A folder of policy files; may be repeated.")
+    ] = None,
+    experiments: Annotated[
+        list[Path] | None, typer.Option(help="A folder of experiment files; may be repeated.")
     ] = None,
     upstream: Annotated[str | None, typer.Option(help="An OpenAI-compatible server that answers.")] = None,
     model: Annotated[str | None, typer.Option(help="The model's name at the upstream.")] = None,
@@ -47,7 +52,8 @@ def serve(
     from service.serve import run
 
     overrides: dict[str, Any] = {}
-    for name, value in (("host", host), ("port", port), ("policies", policies)):
+    given = {"host": host, "port": port, "policies": policies, "experiments": experiments}
+    for name, value in given.items():
         if value is not None:
             overrides[name] = value
     if (upstream is None) != (model is None):

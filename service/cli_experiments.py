@@ -1,0 +1,319 @@
+"""`keel experiments`: how they stand, and what to do about them. Asks a running gateway's admin API."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from policies.errors import PolicyError
+from policies.experiment import load_experiment
+from policies.load import SHIPPED, PolicyLibrary
+from policies.watch import policy_files
+from service.settings import ConfigError, Settings
+
+experiments_app = typer.Typer(help="Experiments: look at them, decide about them.", no_args_is_help=True)
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="A YAML file with settings.")]
+UrlOption = Annotated[
+    str | None, typer.Option("--url", help="The gateway; default: the settings' host and port.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print what the gateway answered.")]
+NameArgument = Annotated[str, typer.Argument(help="The experiment.")]
+ReasonOption = Annotated[str, typer.Option("--reason", help="For the history.")]
+
+GOOD, BAD, CALM = "green", "bold red", "dim"
+STATUS = {"running": GOOD, "completed": GOOD, "promoted": GOOD, "waiting": "yellow", "rolled_back": BAD}
+VERDICT = {"within": GOOD, "crossed": BAD, "open": CALM}
+
+
+@experiments_app.command("list")
+def list_experiments(config: ConfigOption = None, url: UrlOption = None, as_json: JsonOption = False) -> None:
+    """List the experiments: how they stand, who gets what."""
+    answer = _ask(config, url, "GET", "")
+    if as_json:
+        print(json.dumps(answer, indent=2))
+        return
+    table = Table("experiment", "status", "shares", "units", "limits", "as planned")
+    for one in answer["experiments"]:
+        look = one["look"]
+        units = sum(arm["units"] for arm in look["arms"]) if look else 0
+        table.add_row(
+            one["name"], _status(one), _shares(one["arms"]), str(units), _limits(look), _mismatch(look)
+        )
+    Console().print(table if answer["experiments"] else "no experiments are served")
+
+
+@experiments_app.command()
+def show(
+    name: NameArgument, config: ConfigOption = None, url: UrlOption = None, as_json: JsonOption = False
+) -> None:
+    """Show one: arms and intervals, limits and gates, segments, history."""
+    answer = _ask(config, url, "GET", f"/{name}")
+    if as_json:
+        print(json.dumps(answer, indent=2))
+        return
+    Console().print(_page(answer))
+
+
+@experiments_app.command()
+def validate(
+    paths: Annotated[list[Path], typer.Argument(help="Files, or folders of them.")],
+    config: ConfigOption = None,
+) -> None:
+    """Check experiment files against the settings' policies. Exits with 1 if anything is wrong."""
+    settings = _settings(config)
+    shipped = SHIPPED if settings.shipped_policies else None
+    library = PolicyLibrary(settings.policies, shipped=shipped, strict=False)
+    names = {policy.name for policy in library.snapshot().values()}
+    failed = False
+    for path in (file for given in paths for file in _files(given)):
+        try:
+            loaded = load_experiment(path, names)
+        except PolicyError as error:
+            failed = True
+            print(error, file=sys.stderr)
+        else:
+            arms = ", ".join(f"{arm} {share:.0%}" for arm, share in loaded.spec.shares().items())
+            print(f"ok      {loaded.name} ({arms})")
+    raise typer.Exit(1 if failed else 0)
+
+
+@experiments_app.command()
+def ramp(
+    name: NameArgument,
+    step: Annotated[int | None, typer.Option(min=1, help="Go to this step; default: begin anew.")] = None,
+    reason: ReasonOption = "",
+    config: ConfigOption = None,
+    url: UrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Begin the ramp anew, or go to one of its steps; also after a roll back or a stop."""
+    _decide(config, url, name, "ramp", {"reason": reason, "step": step}, as_json)
+
+
+@experiments_app.command()
+def approve(
+    name: NameArgument,
+    reason: ReasonOption = "",
+    config: ConfigOption = None,
+    url: UrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Let the ramp take the step that waits for approval."""
+    _decide(config, url, name, "approve", {"reason": reason}, as_json)
+
+
+@experiments_app.command()
+def promote(
+    name: NameArgument,
+    arm: Annotated[str | None, typer.Option(help="Which; default: the ramp's, or the only other.")] = None,
+    reason: ReasonOption = "",
+    config: ConfigOption = None,
+    url: UrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Give every request to one arm."""
+    _decide(config, url, name, "promote", {"reason": reason, "arm": arm}, as_json)
+
+
+@experiments_app.command()
+def rollback(
+    name: NameArgument,
+    reason: ReasonOption = "",
+    config: ConfigOption = None,
+    url: UrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Give every request to the control."""
+    _decide(config, url, name, "rollback", {"reason": reason}, as_json)
+
+
+@experiments_app.command()
+def stop(
+    name: NameArgument,
+    reason: ReasonOption = "",
+    config: ConfigOption = None,
+    url: UrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """End the experiment: the control answers."""
+    _decide(config, url, name, "stop", {"reason": reason}, as_json)
+
+
+# Asking
+
+
+def _decide(
+    config: Path | None, url: str | None, name: str, action: str, body: Mapping[str, Any], as_json: bool
+) -> None:
+    answer = _ask(config, url, "POST", f"/{name}/{action}", body)
+    if as_json:
+        print(json.dumps(answer, indent=2))
+        return
+    shares = [{"name": arm, "share": share} for arm, share in answer["shares"].items()]
+    text = Text.assemble(f"{name}: ", (answer["status"], STATUS.get(answer["status"], "")), "  ")
+    Console().print(text + _shares(shares))
+
+
+def _ask(
+    config: Path | None, url: str | None, method: str, path: str, body: Mapping[str, Any] | None = None
+) -> Any:
+    settings = _settings(config)
+    if settings.admin_key is None:
+        _fail("the admin API needs a key: set KEEL_ADMIN_KEY to an admin key")
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    base = (url or f"http://{host}:{settings.port}").rstrip("/")
+    key = settings.admin_key.get_secret_value()
+    return asyncio.run(_call(method, f"{base}/admin/v1/experiments{path}", key, body))
+
+
+async def _call(method: str, url: str, key: str, body: Mapping[str, Any] | None) -> Any:
+    import aiohttp
+
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(60)) as session,
+            session.request(method, url, json=body, headers={"authorization": f"Bearer {key}"}) as response,
+        ):
+            answer = await response.json(content_type=None)
+            status = response.status
+    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+        _fail(f"no answer from the gateway at {url}: {str(error) or type(error).__name__}; is it running?")
+    if status >= 400:
+        _fail(answer.get("error", {}).get("message", f"the gateway answered {status}"))
+    return answer
+
+
+def _settings(config: Path | None) -> Settings:
+    try:
+        return Settings.load(config)
+    except ConfigError as error:
+        _fail(str(error))
+
+
+def _files(path: Path) -> Sequence[Path]:
+    try:
+        return policy_files(path)
+    except OSError as error:
+        _fail(f"{path} can't be read: {error.strerror or error}")
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"keel: {message}", file=sys.stderr)
+    raise typer.Exit(2)
+
+
+# Showing
+
+
+def _page(one: Mapping[str, Any]) -> Group:
+    head = Text.assemble((one["name"], "bold"), "  ", _status(one), f"  epoch {one['epoch']}")
+    if one["ramp"]:
+        steps = " → ".join(f"{step:g} %" for step in one["ramp"]["steps"])
+        head.append(
+            f"\nramp of {one['ramp']['arm']}: {steps}, now at {one['ramp']['steps'][one['ramp']['step']]:g} %"
+        )
+        for reason in one["ramp"]["waits_for"]:
+            head.append(f"\n  waits for {reason}", CALM)
+    for line in (one["description"], one["reason"], one["fault"]):
+        if line:
+            head.append(f"\n{line}")
+    parts: list[Any] = [Panel(head, expand=False), _shares(one["arms"])]
+    look = one["look"]
+    if look is None:
+        return Group(*parts, Text("nothing has been seen yet", CALM))
+    parts.append(_arms(one, look))
+    if look["limits"] or look["gates"]:
+        parts.append(_bounds(look))
+    parts.append(Text.assemble("units as planned: ", _mismatch(look)))
+    parts.append(_history(one["history"][:10]))
+    return Group(*parts)
+
+
+def _arms(one: Mapping[str, Any], look: Mapping[str, Any]) -> Table:
+    arms = [*look["arms"], *look["shadows"]]
+    sure = f"{1 - look['alpha']:.2%}".replace(".00", "")
+    title = f"estimates with intervals that hold at every look ({sure})"
+    table = Table("metric", *(arm["name"] for arm in arms), title=title)
+    table.add_row("units", *(str(arm["units"]) for arm in arms), style=CALM)
+    table.add_row("requests", *(str(arm["requests"]) for arm in arms), style=CALM)
+    for metric in one["metrics"]:
+        if any(arm["metrics"][metric]["estimate"] is not None for arm in arms):
+            table.add_row(metric, *(_cell(arm, metric) for arm in arms))
+    return table
+
+
+def _cell(arm: Mapping[str, Any], metric: str) -> Text:
+    text = _interval(arm["metrics"][metric])
+    change = arm["against_control"].get(metric)
+    if change and change["estimate"] is not None:
+        known = change["low"] is not None and change["high"] is not None
+        apart = known and (change["low"] > 0 or change["high"] < 0)
+        text.append("\n")
+        text.append_text(_interval(change, "bold yellow" if apart else CALM, sign="+"))
+    return text
+
+
+def _interval(seen: Mapping[str, Any], style: str = "", sign: str = "") -> Text:
+    if seen["estimate"] is None:
+        return Text("-", CALM)
+    low, high = ("?" if seen[side] is None else f"{seen[side]:{sign}.4g}" for side in ("low", "high"))
+    return Text(f"{seen['estimate']:{sign}.4g}  [{low}, {high}]", style)
+
+
+def _bounds(look: Mapping[str, Any]) -> Table:
+    table = Table("what", "arm", "bound", "now", "state")
+    for kind in ("limits", "gates"):
+        for bound in look[kind]:
+            state = Text(bound["state"], VERDICT[bound["state"]])
+            table.add_row(kind[:-1], bound["arm"], bound["bound"], _interval(bound), state)
+    return table
+
+
+def _history(events: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table("when", "who", "what", "shares", "why", title="history")
+    for event in events:
+        shares = [{"name": arm, "share": share} for arm, share in event["shares"].items()]
+        when = datetime.fromtimestamp(event["at"]).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        table.add_row(when, event["actor"], event["action"], _shares(shares, bars=False), event["reason"])
+    return table
+
+
+def _status(one: Mapping[str, Any]) -> Text:
+    return Text("unusable", BAD) if one["fault"] else Text(one["status"], STATUS.get(one["status"], CALM))
+
+
+def _shares(arms: Sequence[Mapping[str, Any]], *, bars: bool = True) -> Text:
+    text = Text()
+    for index, arm in enumerate(arms):
+        text.append("\n" if index and bars else "  " if index else "")
+        if not bars:
+            text.append(f"{arm['name']} {arm['share']:.1%}")
+        else:
+            text.append("█" * round(arm["share"] * 20), "cyan" if index else "blue")
+            text.append("░" * (20 - round(arm["share"] * 20)), CALM)
+            text.append(f" {arm['share']:6.1%} {arm['name']}")
+    return text
+
+
+def _limits(look: Mapping[str, Any] | None) -> Text:
+    states = [bound["state"] for bound in look["limits"]] if look else []
+    worst = next((state for state in ("crossed", "open", "within") if state in states), None)
+    return Text(worst, VERDICT[worst]) if worst else Text("-", CALM)
+
+
+def _mismatch(look: Mapping[str, Any] | None) -> Text:
+    if look is None:
+        return Text("-", CALM)
+    p = look["mismatch"]["p"]
+    return Text(f"NO (p {p:.2g})", BAD) if look["mismatch"]["alarm"] else Text(f"yes (p {p:.2g})", GOOD)
