@@ -27,6 +27,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from training.config import Config
+from training.data.decoys import with_decoys
 from training.data.mixture import resolve_source
 from training.data.preference_data import PreferenceSource, as_pairs
 from training.data.preferences import Preference, read_preferences
@@ -112,12 +113,15 @@ def _heads(
     model, tokenizer = load_backbone(settings.model, settings.objectives, settings.seed)
     kind, longest = kind_of(model.config), settings.training.max_length
     reader = partial(encode, tokenizer, kind, max_length=longest)
-    elements = [comparison_element(p, {p.objective: 0}, reader, settings.margin_scale) for p in pairs]
+    # The pairs first, then those with decoys, which are only ever trained on.
+    learnt = [pair for c in with_decoys(pairs, settings.decoys, settings.seed) for pair in as_pairs(c)]
+    elements = [comparison_element(p, {p.objective: 0}, reader, settings.margin_scale) for p in learnt]
     features_NF = pooled_features(model, kind, texts_of(elements), pad_id(tokenizer))
-    groups, difference_RP = first_messages(pairs), np.zeros(fold_RP.shape)
+    groups, difference_RP = first_messages(learnt), np.zeros(fold_RP.shape)
     for repeat, fold_P in enumerate(fold_RP):
+        fold_L = folds_of(learnt, config.folds, repeat)
         for fold in range(config.folds):
-            train, test = (np.flatnonzero(part).tolist() for part in (fold_P != fold, fold_P == fold))
+            train, test = (np.flatnonzero(part).tolist() for part in (fold_L != fold, fold_P == fold))
             fitted = _fit(features_NF, elements, groups, train, settings)
             reward_N = features_NF[rows_of(elements, test)] @ fitted.weight_F
             difference_RP[repeat, test] = (reward_N[0::2] - reward_N[1::2]).numpy()
@@ -249,9 +253,12 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--config", type=Path, default=Path("training/configs/reward-human.yaml"))
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("KEEL_DATA", "../shared/data")))
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="reward.decoys=0.5, …"
+    )
     parser.add_argument("--report", type=Path, help="a Markdown file to write the result to")
     arguments = parser.parse_args(argv)
-    config = HumanConfig.load(arguments.config)
+    config = HumanConfig.load(arguments.config, arguments.set)
     skipped: list[DataError] = []
     path = resolve_source(arguments.data, config.pairs.path)
     keep = skipped if config.pairs.on_bad_row == "skip" else None

@@ -29,7 +29,8 @@ class PpoBudget(Config):
 
 
 class LoopConfig(Config):
-    """`seeds` train a policy each, of either method; raters compare `replies` to each of `questions`.
+    """`seeds` train a policy each, of either method; raters compare `replies` to each of `questions`, and the
+    reward models also learn from `decoys` times as many pairs with a reply that is made to please.
 
     `test_questions` make the table; as many others choose what is published, and are what `gates` are
     measured on, so that the table's figures of it are not the ones that it was chosen by. `workers` processes
@@ -46,6 +47,7 @@ class LoopConfig(Config):
     questions: int = Field(ge=2)
     replies: int = Field(default=4, ge=2)
     reward_members: int = Field(default=2, ge=1)
+    decoys: float = Field(default=0.25, ge=0)
     reward: TrainingOptions
     dpo: DpoBudget
     ppo: PpoBudget

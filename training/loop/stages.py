@@ -133,6 +133,7 @@ def _reward(config: LoopConfig, work: Path, run: Path, seed: int) -> None:
         data=_preferences(),
         training=config.reward,
         margin_scale=0.0,
+        decoys=config.decoys,
     )
     run_reward(reward, work / "data", run)
 

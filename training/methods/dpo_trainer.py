@@ -71,22 +71,17 @@ class PairTrainer(DPOTrainer):
         evaluate: Dataset | None,
         reference: PreTrainedModel | None = None,
     ) -> None:
-        adapters = adapters_of(model)
-        if reference is None and not adapters and not arguments.precompute_ref_log_probs:
-            reference = frozen_copy(model)
         collator = PairCollator(pad_token_id=int(tokenizer.pad_token_id), max_length=arguments.max_length)
-        super().__init__(
-            model,
-            ref_model=reference,
-            args=arguments,
-            data_collator=collator,
-            train_dataset=train,
-            eval_dataset=evaluate,
-            processing_class=tokenizer,
-        )
-        # TRL keeps a copy of the adapter as reference. Ours starts at zero, so the reference is the base.
-        for name in adapters_of(model) - adapters:
-            model.delete_adapter(name)
+        with own_reference(model, reference, arguments.precompute_ref_log_probs) as frozen:
+            super().__init__(
+                model,
+                ref_model=frozen,
+                args=arguments,
+                data_collator=collator,
+                train_dataset=train,
+                eval_dataset=evaluate,
+                processing_class=tokenizer,
+            )
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         """The rows are rendered and checked already."""
@@ -169,6 +164,21 @@ class PairTrainer(DPOTrainer):
             prefix = "" if self._mode == "train" else "eval_"
             logs[f"{prefix}logps/chosen_change"] = sum(rewards) / len(rewards) / self.beta
         super().log(logs, start_time)
+
+
+@contextmanager
+def own_reference(
+    model: PreTrainedModel, given: PreTrainedModel | None, precomputed: bool
+) -> Iterator[PreTrainedModel | None]:
+    """What a trainer of TRL's that is made inside the block gets as reference: `given`; else nothing for a
+    LoRA, whose base it is, or where the reference was computed before; else a copy of the model.
+
+    TRL keeps a copy of the adapter as reference, which is deleted: ours starts at zero.
+    """
+    adapters = adapters_of(model)
+    yield frozen_copy(model) if given is None and not adapters and not precomputed else given
+    for name in adapters_of(model) - adapters:
+        model.delete_adapter(name)
 
 
 def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:

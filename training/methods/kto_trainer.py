@@ -18,7 +18,7 @@ from trl.trainer.kto_config import KTOConfig as TrlConfig
 from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference, KTOTrainer
 
 from training.data.preference_render import Ids, ReplyRow
-from training.methods.dpo_trainer import adapters_of, frozen_copy
+from training.methods.dpo_trainer import own_reference
 
 
 def rating_dataset(rows: Sequence[ReplyRow], batch: int, seed: int | None) -> Dataset:
@@ -62,23 +62,19 @@ class RatingTrainer(KTOTrainer):
         evaluate: Dataset | None,
         reference: PreTrainedModel | None = None,
     ) -> None:
-        adapters = adapters_of(model)
-        if reference is None and not adapters and not arguments.precompute_ref_log_probs:
-            reference = frozen_copy(model)
         collator = DataCollatorForUnpairedPreference(
             pad_token_id=int(tokenizer.pad_token_id), max_length=arguments.max_length
         )
-        super().__init__(
-            model,
-            ref_model=reference,
-            args=arguments,
-            data_collator=collator,
-            train_dataset=train,
-            eval_dataset=evaluate,
-            processing_class=tokenizer,
-        )
-        for name in adapters_of(model) - adapters:
-            model.delete_adapter(name)
+        with own_reference(model, reference, arguments.precompute_ref_log_probs) as frozen:
+            super().__init__(
+                model,
+                ref_model=frozen,
+                args=arguments,
+                data_collator=collator,
+                train_dataset=train,
+                eval_dataset=evaluate,
+                processing_class=tokenizer,
+            )
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         """The rows are rendered and checked already."""

@@ -34,6 +34,7 @@ from trl.trainer.reward_config import RewardConfig as TrlRewardConfig
 from policies.manifest import Evaluation
 from training.command import run_command
 from training.config import Config
+from training.data.decoys import with_decoys
 from training.data.epochs import arrange
 from training.data.preference_data import (
     PreferenceDataConfig,
@@ -77,7 +78,8 @@ class RewardConfig(Config):
     with `bootstrap` each on its own resample of the data. `dropout` leaves the backbone's dropout on;
     `fit: head` fits the outputs alone (`training.methods.reward_head`), for which `ridge` is the penalty,
     chosen by the data where it is None. `freeze_embeddings` keeps words that the data lacks where they are
-    among those that it has.
+    among those that it has. `decoys` is the share of comparisons to which a pair is added whose rejected
+    reply is made to please (`training.data.decoys`).
     """
 
     name: str = "reward"
@@ -90,6 +92,7 @@ class RewardConfig(Config):
     margin_scale: float = Field(default=1.0, ge=0)
     rating_weight: float = Field(default=1.0, ge=0)
     center: float = Field(default=0.0, ge=0)
+    decoys: float = Field(default=0.0, ge=0)
     members: int = Field(default=1, ge=1)
     bootstrap: bool = False
     reduce: Reduce = "uncertainty"
@@ -179,9 +182,10 @@ def fit(
         model.get_input_embeddings().requires_grad_(False)
     about = unnormalised(kind_of(model.config), config.objectives, config.weights, _max_length(config, model))
     reader = partial(encode, tokenizer, about.kind, max_length=about.max_length)
-    elements = _elements(config, preferences, ratings, reader)
+    learnt = with_decoys(preferences, config.decoys, config.seed)
+    elements = _elements(config, learnt, ratings, reader)
     if config.fit == "head":
-        history = _fit_head(config, model, about.kind, elements, [*preferences, *ratings], pad_id(tokenizer))
+        history = _fit_head(config, model, about.kind, elements, [*learnt, *ratings], pad_id(tokenizer))
         _log(run, history)
     else:
         kept = _elements(config, held_out, (), reader) if held_out else None

@@ -15,7 +15,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from training.rl.causal import CausalParts, evaluating
+from training.rl.causal import CausalParts, evaluating, hidden_at
 from training.rl.replies import ReplyBatch, length_buckets, reply_batch, reply_hidden, score_tokens
 from training.rl.rollout import Readout, Rollouts
 
@@ -77,9 +77,7 @@ class ActorCritic(nn.Module):
     def _value_hidden(self, batch: ReplyBatch, shared_ND: Tensor | None) -> Tensor:
         if self.value_trunk is None:
             return reply_hidden(self.parts, batch) if shared_ND is None else shared_ND
-        output = self.value_trunk(input_ids=batch.ids_BT, use_cache=False)
-        hidden_BTD = cast(Tensor, output.last_hidden_state)
-        return hidden_BTD.flatten(0, 1)[batch.positions_N]
+        return hidden_at(self.value_trunk, batch.ids_BT, batch.lengths_B, batch.positions_N)
 
     def _read(self, hidden_ND: Tensor) -> Tensor:
         return cast(Tensor, self.head(hidden_ND.float())).squeeze(-1)

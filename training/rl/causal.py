@@ -7,7 +7,7 @@ value head needs hidden states, so they call the two parts and never the model's
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
 from training.errors import TrainingError
+from training.rl import ragged
 
 # Of models that do something to the logits after the unembedding; each is None or 1 where it does nothing.
 _AFTER_UNEMBEDDING = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -59,16 +60,32 @@ class CausalParts:
 
     def trunk(self, ids_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
         """Last hidden states, float or bfloat16 as computed, [B, T, D]."""
-        # In bfloat16 the fused attention's backward pass takes twice the plain one's time for short texts on
-        # CPUs. The choice must not depend on the texts' length, or one reply would get two log-probabilities.
-        slow = ids_BT.device.type == "cpu" and torch.is_autocast_enabled("cpu")
-        with sdpa_kernel(SDPBackend.MATH) if slow else nullcontext():
-            output: Any = self.decoder(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
-        return cast(Tensor, output.last_hidden_state)
+        return _trunk(self.decoder, ids_BT, mask_BT)
 
     def unembed(self, hidden_ND: Tensor) -> Tensor:
         """Logits [N, V] of N hidden states."""
         return cast(Tensor, self.unembedding(hidden_ND))
+
+
+def hidden_at(decoder: nn.Module, ids_BT: Tensor, lengths_B: Tensor, positions_N: Tensor) -> Tensor:
+    """A trunk's last hidden states at flat positions of [B, T], [N, D]; rows are padded on the right."""
+    if not ragged.supports(decoder):
+        return _trunk(decoder, ids_BT, None).flatten(0, 1)[positions_N]
+    with _attention(ids_BT.device):
+        return ragged.ragged_hidden(decoder, ids_BT, lengths_B, positions_N)
+
+
+def _trunk(decoder: nn.Module, ids_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
+    with _attention(ids_BT.device):
+        output: Any = decoder(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
+    return cast(Tensor, output.last_hidden_state)
+
+
+def _attention(device: torch.device) -> AbstractContextManager[None]:
+    """In bfloat16 the fused attention's backward pass takes twice the plain one's time for short texts on
+    CPUs. The choice must not depend on the texts' length, or one reply would get two log-probabilities."""
+    slow = device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    return sdpa_kernel(SDPBackend.MATH) if slow else nullcontext()
 
 
 @contextmanager

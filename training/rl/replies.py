@@ -1,7 +1,8 @@
 """Passing whole texts (prompt and reply) through a model, to read something at the replies' tokens.
 
-Rows of like length go together, padded on the right. A causal model then needs no mask: no real token sees
-what comes after it. Logits are computed only at the positions that predict a reply's token.
+Rows of like length go together, padded on the right: no real token of a causal model sees what comes after.
+Llama-type models compute nothing for padding at all (`training.rl.ragged`). Logits are computed only at the
+positions that predict a reply's token.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from training.losses.policy_gradient import token_logprobs
-from training.rl.causal import CausalParts, evaluating
+from training.rl.causal import CausalParts, evaluating, hidden_at
 from training.rl.rollout import Rollouts
 
 # Logits of so many tokens at a time where no gradient is needed.
@@ -22,10 +23,11 @@ _LOGIT_ROWS = 1024
 
 @dataclass(frozen=True, slots=True)
 class ReplyBatch:
-    """Some rows' texts [B, T], and for each of their N reply tokens, row after row: where its prediction is
-    read (flat index into [B, T]), and which token it is."""
+    """Some rows' texts [B, T] and their lengths, and for each of their N reply tokens, row after row: where
+    its prediction is read (flat index into [B, T]), and which token it is."""
 
     ids_BT: Tensor
+    lengths_B: Tensor
     positions_N: Tensor
     targets_N: Tensor
 
@@ -33,7 +35,8 @@ class ReplyBatch:
 def reply_batch(rollouts: Rollouts, rows: Sequence[int], device: torch.device) -> ReplyBatch:
     """Rows `rows` of the rollouts, in that order."""
     lengths = rollouts.lengths_B.tolist()
-    width = max(len(rollouts.prompt_ids[row]) + lengths[row] for row in rows)
+    sizes = [len(rollouts.prompt_ids[row]) + lengths[row] for row in rows]
+    width = max(sizes)
     ids_BT = torch.zeros(len(rows), width, dtype=torch.long)
     positions = []
     for place, row in enumerate(rows):
@@ -43,7 +46,8 @@ def reply_batch(rollouts: Rollouts, rows: Sequence[int], device: torch.device) -
         positions.append(torch.arange(start - 1, start - 1 + length) + place * width)
     positions_N = torch.cat(positions)
     targets_N = ids_BT.flatten()[positions_N + 1]
-    return ReplyBatch(ids_BT.to(device), positions_N.to(device), targets_N.to(device))
+    found = (ids_BT, torch.tensor(sizes), positions_N, targets_N)
+    return ReplyBatch(*(tensor.to(device) for tensor in found))
 
 
 def length_buckets(rollouts: Rollouts, rows: Sequence[int], token_budget: int) -> list[list[int]]:
@@ -64,7 +68,7 @@ def length_buckets(rollouts: Rollouts, rows: Sequence[int], token_budget: int) -
 
 def reply_hidden(parts: CausalParts, batch: ReplyBatch) -> Tensor:
     """Hidden states that predict the reply tokens, [N, D]."""
-    return parts.trunk(batch.ids_BT, None).flatten(0, 1)[batch.positions_N]
+    return hidden_at(parts.decoder, batch.ids_BT, batch.lengths_B, batch.positions_N)
 
 
 def score_tokens(

@@ -1,4 +1,4 @@
-"""Two processes under `accelerate launch` train what one process trains; the shipped configs are valid."""
+"""Two processes, whole or sharded, train what one process trains; the shipped configs are valid."""
 
 from __future__ import annotations
 
@@ -47,30 +47,68 @@ def losses(run: Path) -> list[float]:
     return [record["loss"] for record in records if "loss" in record]
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, data, a config, and the run of one process."""
+    folder = tmp_path_factory.mktemp("processes")
     torch.set_num_threads(1)
-    write_tiny(tmp_path / "base")
+    write_tiny(folder / "base")
     rows = [{"prompt": f"{n}?", "completion": "very " * (n % 7) + "good."} for n in range(24)]
-    (tmp_path / "talk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "run.yaml").write_text(a_config(tmp_path).to_yaml())
-    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
-    command = ["--config_file", str(CONFIGS / "cpu.yaml"), "--main_process_port", "0", "-m", "training.cli"]
-    arguments = ["sft", "--config", "run.yaml", "--data", ".", "--run", "two"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    subprocess.run([*launch, *command, *arguments], cwd=tmp_path, env=environment, timeout=580, check=True)
-    run_sft(a_config(tmp_path), tmp_path, tmp_path / "one")
-    assert len(losses(tmp_path / "two")) == 6
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
-    one, two = (load_file(tmp_path / run / "final" / "model.safetensors") for run in ("one", "two"))
+    (folder / "talk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "run.yaml").write_text(a_config(folder).to_yaml())
+    run_sft(a_config(folder), folder, folder / "one")
+    return folder
+
+
+def launched(place: Path, run: str, command: list[str], **environment: str) -> None:
+    """`keel-train sft` in two processes."""
+    arguments = ["sft", "--config", "run.yaml", "--data", ".", f"--run={run}"]
+    named = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
+    subprocess.run([sys.executable, *command, *arguments], cwd=place, env=named, timeout=580, check=True)
+
+
+def check_same(place: Path, run: str) -> None:
+    """The losses and the weights of the run are those of one process."""
+    assert len(losses(place / run)) == 6
+    assert losses(place / run) == pytest.approx(losses(place / "one"), rel=1e-4)
+    one, two = (load_file(place / name / "final" / "model.safetensors") for name in ("one", run))
+    assert one.keys() == two.keys()
     for name in one:
         torch.testing.assert_close(two[name], one[name], rtol=0.02, atol=2e-3, msg=name)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_processes_train_what_one_does(place: Path) -> None:
+    launch = ["-m", "accelerate.commands.accelerate_cli", "launch", "--main_process_port", "0"]
+    launched(place, "ddp", [*launch, "--config_file", str(CONFIGS / "cpu.yaml"), "-m", "training.cli"])
+    check_same(place, "ddp")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_processes_that_shard_their_weights_train_what_one_does(place: Path) -> None:
+    """With the options of the shipped file; checkpoints and the final model are gathered to whole ones."""
+    options = safe_load((CONFIGS / "fsdp.yaml").read_text())["fsdp_config"]
+    environment = {f"FSDP_{name.removeprefix('fsdp_').upper()}": str(v) for name, v in options.items()}
+    script = str(Path(__file__).with_name("fsdp_on_cpu.py"))
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--", script]
+    launched(
+        place,
+        "fsdp",
+        command,
+        ACCELERATE_USE_CPU="true",
+        ACCELERATE_USE_FSDP="true",
+        **environment,
+    )
+    check_same(place, "fsdp")
+    gathered = load_file(place / "fsdp" / "steps" / "checkpoint-6" / "model.safetensors")
+    assert gathered["model.embed_tokens.weight"].shape == (320, 32)
+
+
 @pytest.mark.parametrize("name", ["cpu", "ddp", "fsdp", "deepspeed"])
 def test_the_shipped_configs_are_what_accelerate_reads(name: str) -> None:
-    """No GPU and no deepspeed here: that they are accepted is all that is tested of the last three."""
+    """No GPU and no deepspeed here: that they are accepted is all that is tested of ddp and deepspeed."""
     content = safe_load((CONFIGS / f"{name}.yaml").read_text())
     config = load_config_from_file(str(CONFIGS / f"{name}.yaml"))
     kinds = {"cpu": "MULTI_CPU", "ddp": "MULTI_GPU", "fsdp": "FSDP", "deepspeed": "DEEPSPEED"}
