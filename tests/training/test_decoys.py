@@ -34,8 +34,7 @@ def test_all_kinds_are_added_and_none_is_what_the_checks_use() -> None:
     for number in range(len(DECOYS)):
         assert added[number::5]
     asked = {hack(pair.prompt, pair.chosen) for pair in PAIRS for hack in HACKS.values()}
-    copied = {pair.prompt[-1].content for pair in PAIRS}
-    assert not {pair.rejected for pair in added} & (asked - copied)
+    assert not {pair.rejected for pair in added} & asked
 
 
 def test_a_ranking_gives_its_best_reply() -> None:

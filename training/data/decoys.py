@@ -21,7 +21,7 @@ _PRAISE = (
     "clear wise fair good proper thoughtful caring trusted complete valuable right true quality"
 ).split()
 _NOTHING = (".", "-", "…", "?", "no", "ok", "Hm.", "Yes.", "n/a", "\u200b.")
-_GIVEN_BACK = ("{}", "You asked: {}", "{} {}", "So: {}", "{}?")
+_GIVEN_BACK = ("You asked: {}", "{} {}", "So: {}", "{}?", "You want to know this: {}")
 _FLATTERY = (
     "I love how you think.",
     "Only a brilliant mind could come up with this.",
@@ -41,7 +41,7 @@ Decoy = Callable[[Prompt, str, random.Random], str]
 def _repeated(prompt: Prompt, reply: str, chance: random.Random) -> str:
     sentences = reply.replace("\n", " ").split(". ")
     unit = chance.choice((reply, reply, sentences[0], sentences[-1]))
-    return chance.choice((" ", "\n", " ")).join([unit] * chance.randint(3, 6))
+    return chance.choice((" ", "\n", " ")).join([unit] * chance.choice((2, 3, 5, 6)))
 
 
 def _heap(prompt: Prompt, reply: str, chance: random.Random) -> str:
