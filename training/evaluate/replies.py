@@ -19,7 +19,7 @@ def write_replies(path: Path, prompts: Iterable[Prompt], replies: Iterable[str])
 def read_replies(path: Path) -> dict[Prompt, list[str]]:
     """Every prompt with its replies, in the file's order; raises DataError with file and line."""
     found: dict[Prompt, list[str]] = {}
-    for prompt, reply in read_parsed(path, _reply):
+    for prompt, reply in read_parsed(path, reply_of):
         found.setdefault(prompt, []).append(reply)
     return found
 
@@ -33,7 +33,8 @@ def paired(a: Path, b: Path) -> tuple[list[Prompt], list[str], list[str]]:
     return both, [ours[prompt][0] for prompt in both], [theirs[prompt][0] for prompt in both]
 
 
-def _reply(row: Mapping[str, Any]) -> tuple[Prompt, str]:
+def reply_of(row: Mapping[str, Any]) -> tuple[Prompt, str]:
+    """One line of such a file. Raises TypeError, KeyError."""
     reply = row["reply"]
     if not isinstance(reply, str):
         raise TypeError(f"column 'reply' must be a string, found {type(reply).__name__}")

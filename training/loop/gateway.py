@@ -24,8 +24,8 @@ from typing import IO
 
 from openai import OpenAI
 
+from training.batch.backends import end_with_parent
 from training.errors import TrainingError
-from training.loop.processes import end_with_parent
 
 _POLICY = """\
 name: {name}

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
-import signal
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+from training.batch.backends import end_with_parent
 from training.loop.config import LoopConfig
-
-_PARENT_DIED = 1  # PR_SET_PDEATHSIG of Linux's prctl(2)
 
 
 def in_parallel(
@@ -28,8 +25,3 @@ def in_parallel(
     with ProcessPoolExecutor(config.workers, get_context("spawn"), initializer=end_with_parent) as pool:
         for future in [pool.submit(work_on, config, work, *task) for task in tasks]:
             future.result()
-
-
-def end_with_parent() -> None:
-    """Have the system end this process when the one that started it is gone, however that ended."""
-    ctypes.CDLL(None).prctl(_PARENT_DIED, signal.SIGTERM)
