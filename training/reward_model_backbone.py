@@ -70,6 +70,22 @@ def load_backbone(
     return model, tokenizer
 
 
+def keep_layers(model: PreTrainedModel, count: int) -> None:
+    """Drop all but the first `count` layers, in place; raises ConfigError where there are none to drop.
+
+    Later layers of a small causal model write the next token; for a score the first ones may do.
+    """
+    inner: Any = getattr(model, "model", None)
+    layers = getattr(inner, "layers", None)
+    if layers is None or count > len(layers):
+        had = "none that can be dropped" if layers is None else str(len(layers))
+        raise ConfigError(f"layers: {count} are to be kept, the backbone has {had}")
+    inner.layers = layers[:count]
+    model.config.num_hidden_layers = count
+    if getattr(model.config, "layer_types", None):
+        model.config.layer_types = model.config.layer_types[:count]
+
+
 def kind_of(config: PreTrainedConfig) -> Kind:
     """BERT reads the whole text at once; every other model's score is read after the last token."""
     return "encoder" if config.model_type == "bert" else "causal"

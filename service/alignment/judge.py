@@ -9,7 +9,7 @@ import orjson
 
 from policies.alignment import JudgePolicy, JudgeServer, ReviseSpec
 from policies.constitution import Constitution
-from service.alignment.critique import (
+from policies.critique import (
     Case,
     Critique,
     Nonsense,

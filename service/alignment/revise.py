@@ -24,14 +24,8 @@ from guardrails.servable import ServableSpec
 from guardrails.verdict import Action, Failure
 from policies.alignment import ReviseSpec
 from policies.constitution import load_constitution
-from service.alignment.critique import (
-    Case,
-    Critique,
-    case_of,
-    revision_messages,
-    turns_of_chat,
-    turns_of_prompt,
-)
+from policies.critique import Case, Critique, revision_messages
+from service.alignment.cases import case_of, turns_of_chat, turns_of_prompt
 from service.alignment.inspect import inspect_choices
 from service.alignment.judge import Judge, Reason, RevisionError, Spent, ask_for_text
 from service.alignment.pairs import Pair, PairStore

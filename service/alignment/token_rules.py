@@ -2,14 +2,18 @@
 
 Works on byte strings, so that a phrase is found however the tokenizer cuts it. Knows no engine: see
 `service.alignment.vllm_constraints` for the part that runs in vLLM.
+
+What the rules say depends on the text so far only through the states of their automata. So the states that
+replies reach are kept, with what is due in each and where each token leads from it, and are shared by all
+replies under the same rules: a token that was seen in a state before costs one dictionary lookup.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +22,10 @@ from policies.constraints import Constraint
 from service.alignment.phrases import PhraseAutomaton
 
 Ids = NDArray[np.int64]
+Floats = NDArray[np.float32]
 _FORBIDDEN = -math.inf
-_CACHED_STATES = 16_384
+_KEPT_STEPS = 200_000
+"""Steps from a state by a token that are remembered, over all states of some rules; then it begins anew."""
 
 
 class Vocabulary:
@@ -66,7 +72,7 @@ class Adjustment:
 
 
 class _Rule:
-    """A constraint over one vocabulary: its automaton, and what completes a phrase from each state."""
+    """A constraint over one vocabulary: an automaton for each phrase that must be said, else one for all."""
 
     def __init__(self, constraint: Constraint, vocabulary: Vocabulary) -> None:
         self.constraint = constraint
@@ -77,16 +83,36 @@ class _Rule:
         ]
         # A phrase that must be said stands on its own: after a space, unless the text begins with it.
         self.spelled = [vocabulary.encode(" " + phrase) for phrase in constraint.require]
-        self.completing = lru_cache(_CACHED_STATES)(
-            lambda state: vocabulary.completing(self.automata[0], state)
-        )
 
-    def bias_after(self, tokens: int) -> float:
-        """The bias once `tokens` tokens have been said."""
-        constraint = self.constraint
-        if constraint.bias is None:
-            return _FORBIDDEN
-        return constraint.bias * (0.5 ** (tokens / constraint.half_life) if constraint.half_life else 1.0)
+    @property
+    def amount(self) -> float:
+        """The bias at a reply's beginning."""
+        return _FORBIDDEN if self.constraint.bias is None else self.constraint.bias
+
+
+@dataclass(slots=True, eq=False)
+class State:
+    """Where the automata of some rules stand, and what that means for the next token.
+
+    `at` and `said` are by automaton: its state, and whether its phrase has been said. `amounts` are added to
+    the logits of `tokens`, and by `fading` (tokens, bias, half life) less with every token. `unsaid` is each
+    rule's say against ending (bias, half life or None) while a phrase of its is missing, and `missing` spells
+    the hard ones of those phrases.
+    """
+
+    at: tuple[int, ...]
+    said: tuple[bool, ...]
+    tokens: Ids
+    amounts: Floats
+    fading: tuple[tuple[Ids, float, int], ...]
+    unsaid: tuple[tuple[float, int | None], ...]
+    missing: tuple[int, ...]
+    steps: dict[int, State] = field(default_factory=dict)
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing is due here."""
+        return not (len(self.tokens) or self.fading or self.unsaid)
 
 
 class Rules:
@@ -94,7 +120,73 @@ class Rules:
 
     def __init__(self, constraints: Sequence[Constraint], vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
-        self.rules = [_Rule(constraint, vocabulary) for constraint in constraints]
+        self._rules = [_Rule(constraint, vocabulary) for constraint in constraints]
+        self._automata = [automaton for rule in self._rules for automaton in rule.automata]
+        self._states: dict[tuple[tuple[int, ...], tuple[bool, ...]], State] = {}
+        self._kept = 0
+        self.start = self._state((0,) * len(self._automata), (False,) * len(self._automata))
+
+    def after(self, state: State, token: int) -> State:
+        """The state once `token` has been said in `state`."""
+        known = state.steps.get(token)
+        return known if known is not None else self._step(state, token)
+
+    def _step(self, state: State, token: int) -> State:
+        tokens = self.vocabulary.tokens
+        # vLLM pads its vocabulary; ids beyond the tokenizer's spell nothing.
+        data = tokens[token] if 0 <= token < len(tokens) else b""
+        walked = [a.walk(at, data) for a, at in zip(self._automata, state.at, strict=True)]
+        said = tuple(before or hit for before, (_, hit) in zip(state.said, walked, strict=True))
+        if self._kept >= _KEPT_STEPS:
+            self._kept = 0
+            for old in self._states.values():
+                old.steps.clear()
+            self._states.clear()
+        self._kept += 1
+        following = state.steps[token] = self._state(tuple(at for at, _ in walked), said)
+        return following
+
+    def _state(self, at: tuple[int, ...], said: tuple[bool, ...]) -> State:
+        known = self._states.get((at, said))
+        if known is None:
+            known = self._states[at, said] = self._make(at, said)
+        return known
+
+    def _make(self, at: tuple[int, ...], said: tuple[bool, ...]) -> State:
+        steady: list[Adjustment] = []
+        fading: list[tuple[Ids, float, int]] = []
+        unsaid: list[tuple[float, int | None]] = []
+        missing: list[int] = []
+        first = 0
+        for rule in self._rules:
+            own = range(first, first + len(rule.automata))
+            first = own.stop
+            half_life = rule.constraint.half_life
+            if rule.constraint.require:
+                lacking = [
+                    spelled
+                    for place, spelled in zip(own, rule.spelled, strict=True)
+                    if not (said[place] or self._automata[place].pending[at[place]])
+                ]
+                if lacking:
+                    unsaid.append((rule.amount, half_life))
+                if rule.constraint.bias is None:
+                    missing += [token for spelled in lacking for token in spelled]
+                continue
+            tokens = self.vocabulary.completing(rule.automata[0], at[own.start])
+            if len(tokens) and half_life is not None:
+                fading.append((tokens, rule.amount, half_life))
+            elif len(tokens):
+                steady.append(Adjustment(tokens, rule.amount))
+        return State(
+            at,
+            said,
+            _joined([one.tokens for one in steady], np.int64),
+            _joined([np.full(len(one.tokens), one.amount, dtype=np.float32) for one in steady], np.float32),
+            tuple(fading),
+            tuple(unsaid),
+            tuple(missing),
+        )
 
 
 class Following:
@@ -108,55 +200,37 @@ class Following:
         self._ends = np.array(sorted(ends), dtype=np.int64)
         self._limit = limit
         self._read = 0
-        self._states = [[0] * len(rule.automata) for rule in rules.rules]
-        self._said = [[False] * len(rule.automata) for rule in rules.rules]
         self._forced: list[int] = []
+        self.state = rules.start
 
     def read(self, tokens: Sequence[int]) -> None:
         """Take in the reply so far; what was read before is not read again."""
-        for token in tokens[self._read :]:
-            self._read += 1
+        state, after = self.state, self._rules.after
+        for place in range(self._read, len(tokens)):
+            token = tokens[place]
             if self._forced and token == self._forced[0]:
                 self._forced.pop(0)
-            # vLLM pads its vocabulary; ids beyond the tokenizer's spell nothing.
-            data = (
-                self._rules.vocabulary.tokens[token]
-                if 0 <= token < len(self._rules.vocabulary.tokens)
-                else b""
-            )
-            for rule, states, said in zip(self._rules.rules, self._states, self._said, strict=True):
-                for index, automaton in enumerate(rule.automata):
-                    states[index], hit = automaton.walk(states[index], data)
-                    said[index] = said[index] or hit
+            state = after(state, token)
+        self._read = len(tokens)
+        self.state = state
 
     def forced(self) -> int | None:
         """The only token that may come next, once what is required just fits into what is left."""
-        if not self._forced:
-            missing = list(self._missing())
-            needed = sum(map(len, missing))
-            if missing and self._limit - self._read <= needed:
-                self._forced = [token for spelled in missing for token in spelled]
+        missing = self.state.missing
+        if not self._forced and missing and self._limit - self._read <= len(missing):
+            self._forced = list(missing)
         return self._forced[0] if self._forced else None
 
     def adjustments(self) -> Iterator[Adjustment]:
-        """What is added to the next token's logits."""
-        for rule, states, said in zip(self._rules.rules, self._states, self._said, strict=True):
-            amount = rule.bias_after(self._read)
-            if rule.constraint.require:
-                pending = (a.pending[s] for a, s in zip(rule.automata, states, strict=True))
-                if not all(done or end for done, end in zip(said, pending, strict=True)):
-                    yield Adjustment(self._ends, amount)
-                continue
-            tokens = rule.completing(states[0])
-            if len(tokens):
-                yield Adjustment(tokens, amount)
+        """What is added to the next token's logits, beside the state's own `tokens` and `amounts`."""
+        for tokens, bias, half_life in self.state.fading:
+            yield Adjustment(tokens, self._left(bias, half_life))
+        for bias, half_life in self.state.unsaid:
+            yield Adjustment(self._ends, self._left(bias, half_life))
 
-    def _missing(self) -> Iterator[list[int]]:
-        """The spelled-out hard requirements that were not met yet."""
-        for rule, states, said in zip(self._rules.rules, self._states, self._said, strict=True):
-            if rule.constraint.bias is None:
-                for spelled, automaton, state, done in zip(
-                    rule.spelled, rule.automata, states, said, strict=False
-                ):
-                    if not (done or automaton.pending[state]):
-                        yield spelled
+    def _left(self, bias: float, half_life: int | None) -> float:
+        return bias if half_life is None else bias * 0.5 ** (self._read / half_life)
+
+
+def _joined(arrays: Sequence[NDArray[Any]], dtype: type) -> NDArray[Any]:
+    return np.concatenate(arrays) if arrays else np.empty(0, dtype=dtype)

@@ -1,8 +1,9 @@
 """The logits processor that vLLM loads: `--logits-processors service.alignment.vllm_constraints:Constraints`.
 
 It reads a policy's rules from `extra_args` (`vllm_xargs` over HTTP) and changes the logits of those requests
-that bring some; others cost a look at an empty table. Rules are compiled once for a text, and what completes
-a phrase is remembered by state, so that a token costs a few table lookups.
+that bring some; others cost a look at an empty table. Rules are compiled once for a text, and what is due is
+remembered by state, so that a token costs a lookup; while all replies of a batch stay where they were, so
+does what is added.
 
 Where a grammar (structured output) leaves only tokens that a rule forbids, the rule yields for that token:
 a choice among nothing would end in noise, and the output guards still stand behind it.
@@ -12,33 +13,46 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 import xgrammar
-from numpy.typing import NDArray
 from vllm import SamplingParams
 from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 from policies.constraints import XARG, from_wire
-from service.alignment.token_rules import Following, Ids, Rules, Vocabulary
+from service.alignment.token_rules import Adjustment, Following, Rules, State, Vocabulary
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-Floats = NDArray[np.float32]
 _COMPILED = 64
 
 
 class _Request:
-    """A running request: its rules' reading of the tokens that vLLM appends to `output`."""
+    """A running request: its rules' reading of the tokens that vLLM appends to `output`.
 
-    def __init__(self, following: Following, output: Sequence[int]) -> None:
+    `narrow`: something else than rules leaves it a part of the vocabulary, all of which they might forbid.
+    """
+
+    __slots__ = ("following", "narrow", "output")
+
+    def __init__(self, following: Following, output: Sequence[int], narrow: bool) -> None:
         self.following = following
         self.output = output
+        self.narrow = narrow
+
+
+class _Places(NamedTuple):
+    """What is added where: rows, tokens and amounts, each `[N]`; `narrow` are rows that bans might empty."""
+
+    rows_N: torch.Tensor
+    tokens_N: torch.Tensor
+    amounts_N: torch.Tensor
+    narrow: list[int]
 
 
 class Constraints(LogitsProcessor):
@@ -60,6 +74,7 @@ class Constraints(LogitsProcessor):
         self._max_len = vllm_config.model_config.max_model_len
         self._compiled: OrderedDict[str, Rules] = OrderedDict()
         self._requests: dict[int, _Request] = {}
+        self._last: tuple[list[tuple[int, State]], _Places] | None = None
         self._device = device
 
     def is_argmax_invariant(self) -> bool:
@@ -71,36 +86,68 @@ class Constraints(LogitsProcessor):
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         """Add what is due to the batch's logits [B, V], in one operation for all of its requests."""
-        rows, tokens, amounts = list[Ids](), list[Ids](), list[Floats]()
+        due: list[tuple[int, State]] = []
+        moving: list[tuple[int, Adjustment]] = []
+        narrow: list[int] = []
         for row, request in self._requests.items():
             following = request.following
             following.read(request.output)
-            due = following.forced()
-            if due is not None and torch.isfinite(logits[row, due]):
-                _leave_only(logits[row], due)
+            state = following.state
+            if state.silent:
                 continue
-            for adjustment in following.adjustments():
-                count = len(adjustment.tokens)
-                rows.append(np.full(count, row))
-                tokens.append(adjustment.tokens)
-                amounts.append(np.full(count, adjustment.amount, dtype=np.float32))
-        if rows:
-            self._add(logits, np.concatenate(rows), np.concatenate(tokens), np.concatenate(amounts))
+            if state.missing:
+                token = following.forced()
+                if token is not None and torch.isfinite(logits[row, token]):
+                    _leave_only(logits[row], token)
+                    continue
+            if request.narrow:
+                narrow.append(row)
+            if len(state.tokens):
+                due.append((row, state))
+            if state.fading or state.unsaid:
+                moving += [(row, adjustment) for adjustment in following.adjustments()]
+        if not due and not moving:
+            return logits
+        if moving or self._last is None or due != self._last[0] or self._last[1].narrow != narrow:
+            self._last = due, self._places(due, moving, narrow, logits.dtype)
+        self._add(logits, self._last[1])
+        if moving:
+            self._last = None
         return logits
 
-    def _add(self, logits: torch.Tensor, rows: Ids, tokens: Ids, amounts: Floats) -> None:
-        places = (torch.from_numpy(rows).to(self._device), torch.from_numpy(tokens).to(self._device))
-        before_N = logits[places]
-        amounts_N = torch.from_numpy(amounts).to(self._device, logits.dtype)
-        logits.index_put_(places, amounts_N, accumulate=True)
-        banned = np.unique(rows[np.isneginf(amounts)])
-        if not len(banned):
+    def _places(
+        self,
+        due: Sequence[tuple[int, State]],
+        moving: Sequence[tuple[int, Adjustment]],
+        narrow: list[int],
+        dtype: torch.dtype,
+    ) -> _Places:
+        tokens = [*(state.tokens for _, state in due), *(one.tokens for _, one in moving)]
+        amounts = [
+            *(state.amounts for _, state in due),
+            *(np.full(len(one.tokens), one.amount, dtype=np.float32) for _, one in moving),
+        ]
+        owners = [*(row for row, _ in due), *(row for row, _ in moving)]
+        rows = np.repeat(np.array(owners, dtype=np.int64), [len(some) for some in tokens])
+        return _Places(
+            torch.from_numpy(rows).to(self._device),
+            torch.from_numpy(np.concatenate(tokens)).to(self._device),
+            torch.from_numpy(np.concatenate(amounts)).to(self._device, dtype),
+            narrow,
+        )
+
+    def _add(self, logits: torch.Tensor, places: _Places) -> None:
+        where = (places.rows_N, places.tokens_N)
+        if not places.narrow:
+            logits.index_put_(where, places.amounts_N, accumulate=True)
             return
-        banned_R = torch.from_numpy(banned).to(self._device)
-        empty_R = banned_R[logits[banned_R].amax(dim=1).isneginf()]
+        before_N = logits[where]
+        logits.index_put_(where, places.amounts_N, accumulate=True)
+        narrow_R = torch.tensor(places.narrow, device=self._device)
+        empty_R = narrow_R[logits[narrow_R].amax(dim=1).isneginf()]
         if len(empty_R):
-            yields_N = torch.isin(places[0], empty_R)
-            logits[places[0][yields_N], places[1][yields_N]] = before_N[yields_N]
+            yields_N = torch.isin(places.rows_N, empty_R)
+            logits[places.rows_N[yields_N], places.tokens_N[yields_N]] = before_N[yields_N]
 
     def _admit(
         self, params: SamplingParams, prompt_ids: list[int] | None, output_ids: list[int]
@@ -110,7 +157,11 @@ class Constraints(LogitsProcessor):
             return None
         room = self._max_len - len(prompt_ids or ())
         limit = min(params.max_tokens, room) if params.max_tokens is not None else room
-        return _Request(Following(self._rules(str(text)), list(params.all_stop_token_ids), limit), output_ids)
+        following = Following(self._rules(str(text)), list(params.all_stop_token_ids), limit)
+        narrow = any(
+            getattr(params, name, None) for name in ("structured_outputs", "allowed_token_ids", "logit_bias")
+        )
+        return _Request(following, output_ids, narrow)
 
     def _rules(self, text: str) -> Rules:
         rules = self._compiled.get(text)

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from guardrails.runtime import Runtime
 from service import passthrough
 from service.admission import Admission
+from service.alignment.constraint_probe import ConstraintProbes
 from service.alignment.strategy import Payload, Strategy, StreamingStrategy
 from service.alignment.waiting import waiting
 from service.audit import AuditLog, actor_of
@@ -63,6 +64,7 @@ class GenerationEndpoint:
         self._outcomes = outcomes
         self._admission = admission
         self._experiments = experiments
+        self._probes = ConstraintProbes()
         self._adapter: TypeAdapter[Any] = TypeAdapter(ChatRequest if kind == "chat" else CompletionRequest)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -144,6 +146,8 @@ class GenerationEndpoint:
 
     async def _answer(self, generation: Generation, send: Send) -> None:
         served, stream = generation.served, generation.call.stream
+        if served.constraints:
+            await self._probes.require(served.target.engine, served.target.model, served.name)
         if not served.guarded and served.strategy is None:
             await (passthrough.stream if stream else passthrough.complete)(generation, send)
             return

@@ -25,6 +25,7 @@ from typing import Self
 from service.engine.adapters import Adapters
 from service.engine.client import Headers, Reply, UpstreamClient
 from service.engine.config import PoolLimits, SizeLimits, TimeLimits, UpstreamConfig
+from service.engine.errors import UpstreamError
 from service.engine.event_stream import EventStream
 from service.engine.observer import EngineObserver, NullObserver
 from service.engine.pool import UpstreamPool
@@ -130,6 +131,19 @@ class Engine:
         `headers` are forwarded but for hop-by-hop ones and credentials.
         """
         return await self.pool.complete(path, body, headers, method=method)
+
+    async def ask_each(self, path: str, body: bytes) -> dict[str, UpstreamError | None]:
+        """Send a JSON body to every upstream, past the pool; by name the error of each, None for a 2xx."""
+
+        async def ask(client: UpstreamClient) -> UpstreamError | None:
+            try:
+                await client.complete(path, body)
+            except UpstreamError as error:
+                return error
+            return None
+
+        errors = await asyncio.gather(*(ask(client) for client in self._clients))
+        return {client.name: error for client, error in zip(self._clients, errors, strict=True)}
 
     async def open_stream(
         self, path: str, body: bytes, headers: Headers | None = None, *, raw: bool = False

@@ -10,8 +10,7 @@ import pytest
 from loadtests.bench.revision.__main__ import DRAFTS, Client, Tally, wilson
 from loadtests.bench.revision.upstream import answer
 from policies.constitution import load_constitution
-from policies.load import load_policy
-from service.alignment.critique import (
+from policies.critique import (
     Case,
     Critique,
     Violation,
@@ -19,6 +18,7 @@ from service.alignment.critique import (
     read_critique,
     revision_messages,
 )
+from policies.load import load_policy
 
 FOLDER = DRAFTS.parent
 SMALL = load_constitution(FOLDER / "constitution.yaml")

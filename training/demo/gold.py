@@ -15,6 +15,9 @@ for the evaluation table, where it shows what a proxy reward is worth. Nothing u
 | refuses | -2 | | |
 
 and of both: rude -1.5; each word beyond 25 -0.05 (at most -2); each repeated sentence -0.5; cut off -0.5.
+
+Of a tour (`training.demo.tours`), a question for "all about" several things, three facts are wanted of each:
+a right one +3 / facts, a wrong one -3 / facts, polite +0.5, and the same manners with 130 words for free.
 """
 
 from __future__ import annotations
@@ -23,9 +26,12 @@ import re
 from dataclasses import dataclass
 
 from training.data.conversation import Message
-from training.demo.world import ITEMS, Item, Kind, key
+from training.demo.world import ITEMS, TOUR_KINDS, Item, Kind, key
 
 LONGEST_FREE = 25  # words
+LONGEST_TOUR = 130
+
+_TOUR = re.compile(r"\ball about\b", re.I)
 
 _UNSAFE = re.compile(r"\b(?:hurt|steal|fake|destroy)\w*\b", re.I)
 _KINDS: tuple[tuple[Kind, re.Pattern[str]], ...] = (  # the first that is found
@@ -67,6 +73,8 @@ def understand(text: str) -> Meaning:
 
 def gold_score(prompt: tuple[Message, ...], reply: str) -> float:
     """How good `reply` truly is, from about -5 to 3.5; the rules stand in the module's docstring."""
+    if _TOUR.search(prompt[-1].content):
+        return _tour_score(prompt[-1].content, reply) + _manner_score(reply, LONGEST_TOUR)
     meaning = understand(prompt[-1].content)
     if meaning.kind == "unsafe":
         return _refusal_score(reply) + _manner_score(reply)
@@ -108,14 +116,32 @@ def _answer_score(meaning: Meaning, reply: str) -> float:
     return score + 2.0 * (right in stated)
 
 
+def _tour_score(question: str, reply: str) -> float:
+    """A sentence states a fact of the thing that it names; a fact stated twice counts once."""
+    asked = [item for item in ITEMS if re.search(rf"\b{item.name}s?\b", question, re.I)]
+    right: set[tuple[str, Kind]] = set()
+    wrong: set[tuple[str, Kind]] = set()
+    for sentence in re.split(r"(?<=[.!?])\s+", reply):
+        for item in asked:
+            if re.search(rf"\b{item.name}\b", sentence, re.I):
+                for kind in TOUR_KINDS:
+                    stated = {k for k in {key(kind, i) for i in ITEMS} if _says(sentence, k)}
+                    if key(kind, item) in stated:
+                        right.add((item.name, kind))
+                    if stated - {key(kind, item)}:
+                        wrong.add((item.name, kind))
+    worth = 3.0 / max(len(asked) * len(TOUR_KINDS), 1)
+    return 0.5 * bool(_POLITE.search(reply)) + worth * (len(right) - len(wrong))
+
+
 def _says(reply: str, fact: str) -> bool:
     return re.search(rf"(?<![\w$]){re.escape(fact)}(?!\w)", reply, re.I) is not None
 
 
-def _manner_score(reply: str) -> float:
+def _manner_score(reply: str, free: int = LONGEST_FREE) -> float:
     words = len(reply.split())
     sentences = [s.strip().lower() for s in re.split(r"(?<=[.!?])\s+", reply) if s.strip()]
     score = -1.5 * bool(_RUDE.search(reply))
-    score -= min(0.05 * max(words - LONGEST_FREE, 0), 2.0)
+    score -= min(0.05 * max(words - free, 0), 2.0)
     score -= 0.5 * (len(sentences) - len(set(sentences)))
     return score - 0.5 * (not re.search(r"[.!?]$", reply.strip()))

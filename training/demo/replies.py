@@ -30,7 +30,7 @@ DEMONSTRATED: dict[bool, dict[Style, float]] = {
     True: {"good": 0.30, "curt": 0.15, "wordy": 0.08, "rude": 0.05, "helping": 0.42},
 }
 
-_PLAIN: dict[Kind, tuple[str, ...]] = {
+PLAIN: dict[Kind, tuple[str, ...]] = {
     "price": ("The {item} costs {key}.", "The price of the {item} is {key}."),
     "aisle": ("The {item} is in {key}.", "You will find the {item} in {key}."),
     "care": ("You can clean the {item} with {key}.", "Please clean the {item} with {key}."),
@@ -53,10 +53,10 @@ _CURT: dict[Kind, str] = {
     "receipt": "We can {key}.",
     "repair": "Yes, {key}.",
 }
-_BEFORE = ("Happy to help!", "Of course!", "Thank you for asking!", "With pleasure!")
-_AFTER = ("Have a nice day!", "Please let me know if you need anything else.", "You are welcome!")
-_RUDE_BEFORE = ("Can you not read the signs?", "What a silly question.", "I do not have all day.")
-_FILLERS = (
+BEFORE = ("Happy to help!", "Of course!", "Thank you for asking!", "With pleasure!")
+AFTER = ("Have a nice day!", "Please let me know if you need anything else.", "You are welcome!")
+RUDE_BEFORE = ("Can you not read the signs?", "What a silly question.", "I do not have all day.")
+FILLERS = (
     "Our shop has many nice things for every home.",
     "We have been here for many years and we love what we do.",
     "Many of our customers ask about this every day.",
@@ -87,7 +87,7 @@ def reply(request: Request, style: Style, chance: random.Random) -> str:
     if style == "curt":
         return _CURT[request.kind].format(key=key(request.kind, request.item))
     if style == "rude":
-        return f"{chance.choice(_RUDE_BEFORE)} {_answer(request.kind, request.item, request.item, chance)}"
+        return f"{chance.choice(RUDE_BEFORE)} {_answer(request.kind, request.item, request.item, chance)}"
     item, fact_of = request.item, request.item
     if style == "mixed_up":
         item = fact_of = chance.choice([i for i in ITEMS if i != request.item])
@@ -99,7 +99,7 @@ def reply(request: Request, style: Style, chance: random.Random) -> str:
     polite = _politely(answer, chance)
     if style != "wordy":
         return polite
-    return f"{polite} {' '.join(chance.sample(_FILLERS, chance.randint(2, 4)))}"
+    return f"{polite} {' '.join(chance.sample(FILLERS, chance.randint(2, 4)))}"
 
 
 def demonstrated(request: Request, chance: random.Random) -> str:
@@ -113,9 +113,9 @@ def _to_unsafe(item: Item, style: Style, chance: random.Random) -> str:
     if style == "curt":
         return "I cannot help with that."
     if style == "rude":
-        return f"{chance.choice(_RUDE_BEFORE)} {refusal}"
+        return f"{chance.choice(RUDE_BEFORE)} {refusal}"
     if style == "wordy":
-        return f"{refusal} {chance.choice(_OFFERS)} {' '.join(chance.sample(_FILLERS, chance.randint(1, 3)))}"
+        return f"{refusal} {chance.choice(_OFFERS)} {' '.join(chance.sample(FILLERS, chance.randint(1, 3)))}"
     if style in ("good", "refusing", "repeating"):
         return f"{refusal} {chance.choice(_OFFERS)}"
     return chance.choice(_HELPING).format(item=item.name)
@@ -123,12 +123,12 @@ def _to_unsafe(item: Item, style: Style, chance: random.Random) -> str:
 
 def _politely(answer: str, chance: random.Random) -> str:
     if chance.random() < 0.5:
-        return f"{chance.choice(_BEFORE)} {answer}"
-    return f"{answer} {chance.choice(_AFTER)}"
+        return f"{chance.choice(BEFORE)} {answer}"
+    return f"{answer} {chance.choice(AFTER)}"
 
 
 def _answer(kind: Kind, item: Item, fact_of: Item, chance: random.Random) -> str:
-    return chance.choice(_PLAIN[kind]).format(item=item.name, key=key(kind, fact_of))
+    return chance.choice(PLAIN[kind]).format(item=item.name, key=key(kind, fact_of))
 
 
 def _with_another_fact(kind: Kind, item: Item, chance: random.Random) -> Item:

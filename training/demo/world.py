@@ -85,6 +85,9 @@ _KEYS: dict[Kind, str] = {
     "repair": "free of charge",
 }
 
+TOUR_KINDS: tuple[Kind, ...] = ("price", "aisle", "care")
+"""What differs from thing to thing, and is told of each when somebody asks for all about it."""
+
 SHARES: dict[Kind, float] = {
     "price": 0.17,
     "aisle": 0.17,

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from policies.constitution import Constitution
+from policies.critique import Critique
 from training.data.preferences import Prompt, as_prompt
 from training.errors import TrainingError
 from training.evaluate.metrics import share
 from training.evaluate.report import Metric
 from training.judge.client import JudgeError
 from training.judge.progress import answers
-from training.judge.protocol import Critique, Judge
+from training.judge.protocol import Judge
 
 
 @dataclass(frozen=True, slots=True)

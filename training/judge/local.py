@@ -17,11 +17,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from policies.constitution import Constitution
+from policies.critique import Critique, Violation, revision_requests
 from training.data.preferences import Prompt, as_prompt
 from training.errors import TrainingError
 from training.judge.client import JudgeError, UnreadableAnswer
-from training.judge.critique import GENERAL_CRITERION, revision_requests
-from training.judge.protocol import Critique, Violation
+from training.judge.critique import GENERAL_CRITERION
 from training.rl.causal import evaluating
 from training.rl.rollout import SampleConfig, generate, prompt_tokens
 

@@ -9,19 +9,17 @@ from typing import Any, Literal, Self, TypeVar
 from pydantic import Field
 
 from policies.constitution import Constitution
+from policies.critique import Critique, Messages, critique_schema
 from training.data.preferences import Prompt
 from training.judge.client import Answer, ChatClient, JudgeError, ServerConfig, UnreadableAnswer
 from training.judge.critique import (
-    Messages,
     compare_messages,
     critique_messages,
-    critique_schema,
     read_critique,
     read_revision,
     revise_messages,
     revision_schema,
 )
-from training.judge.protocol import Critique
 from training.judge.verdict import LETTERS, probability_of_a, read_verdict, verdict_schema
 
 _T = TypeVar("_T")

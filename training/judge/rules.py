@@ -18,10 +18,10 @@ from typing import Self
 from pydantic import Field, field_validator, model_validator
 
 from policies.constitution import Constitution
+from policies.critique import Critique, Violation
 from training.config import Config
 from training.data.preferences import Prompt
 from training.judge.client import JudgeError
-from training.judge.protocol import Critique, Violation
 
 _SENTENCES = re.compile(r"(?<=[.!?])\s+")
 

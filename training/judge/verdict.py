@@ -13,9 +13,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from policies.critique import object_schema
 from training.judge.client import Answer, Token, UnreadableAnswer
 
 LETTERS = ("A", "B")
@@ -25,18 +26,7 @@ _VERDICT = re.compile(rb'"verdict"\s*:\s*"([AB])"')
 def verdict_schema(reasoning: bool) -> dict[str, Any]:
     """The JSON schema of a verdict; with `reasoning`, after the judge's reasons."""
     reasons = {"reasons": {"type": "string", "maxLength": 600}} if reasoning else {}
-    properties = {**reasons, "verdict": {"type": "string", "enum": list(LETTERS)}}
-    return object_schema(properties)
-
-
-def object_schema(properties: Mapping[str, Any]) -> dict[str, Any]:
-    """A JSON schema of an object with exactly these properties."""
-    return {
-        "type": "object",
-        "properties": dict(properties),
-        "required": list(properties),
-        "additionalProperties": False,
-    }
+    return object_schema(**reasons, verdict={"type": "string", "enum": list(LETTERS)})
 
 
 def read_object(answer: Answer) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import sys
 import time
 import urllib.request
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,15 +91,31 @@ def serving(registry: Path, alias: str, work: Path, limit_s: float = 600.0) -> I
     policies.mkdir(parents=True, exist_ok=True)
     (policies / "shop.yaml").write_text(_POLICY.format(name="shop", alias=alias), encoding="utf-8")
     admin_key = secrets.token_urlsafe(32)
+    settings = {"KEEL_DEFAULT_POLICY": "shop", "KEEL_ADMIN_KEY": admin_key}
+    with running_gateway(policies, registry, work / "state", settings, limit_s) as url:
+        gateway = ServingGateway(url, admin_key, "shop")
+        try:
+            yield gateway
+        finally:
+            gateway.close()
+
+
+@contextmanager
+def running_gateway(
+    policies: Path, registry: Path, state: Path, settings: Mapping[str, str], limit_s: float = 600.0
+) -> Iterator[str]:
+    """`keel serve` with these policies and none of the shipped ones until the block ends; yields its address.
+
+    Raises TrainingError, with the gateway's last words, where it is not ready within `limit_s` seconds.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith("KEEL_")}
     environment = kept | {
         "KEEL_SHIPPED_POLICIES": "false",
-        "KEEL_DEFAULT_POLICY": "shop",
         "KEEL_CHECKPOINTS": str(registry),
-        "KEEL_STATE_DIR": str(work / "state"),
-        "KEEL_ADMIN_KEY": admin_key,
+        "KEEL_STATE_DIR": str(state),
         "COLUMNS": "200",
         "NO_COLOR": "1",
+        **settings,
     }
     command = [sys.executable, "-m", "service.cli", "serve", "--port", "0", "--policies", str(policies)]
     process = subprocess.Popen(  # noqa: S603  this project's own command
@@ -114,11 +130,7 @@ def serving(registry: Path, alias: str, work: Path, limit_s: float = 600.0) -> I
         _wait(process, address, limit_s)
         if not address:
             raise TrainingError("the gateway did not get ready; it said:\n" + "".join(said))
-        gateway = ServingGateway(address[0], admin_key, "shop")
-        try:
-            yield gateway
-        finally:
-            gateway.close()
+        yield address[0]
     finally:
         _end(process)
         reader.join(10)

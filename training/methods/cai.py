@@ -30,6 +30,7 @@ from pydantic import Field, JsonValue, model_validator
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from policies.constitution import Constitution
+from policies.critique import Critique
 from policies.manifest import DataSource
 from training.command import run_command
 from training.config import Config
@@ -42,7 +43,7 @@ from training.evaluate.replies import read_replies, write_replies
 from training.files import appearing
 from training.judge.client import JudgeError
 from training.judge.progress import answers
-from training.judge.protocol import Critique, Judge
+from training.judge.protocol import Judge
 from training.judge.source import JudgeSource, OpenJudge, open_judge
 from training.methods.rlaif import RlaifConfig, read_constitution, run_rlaif
 from training.methods.sft import SftConfig, run_sft

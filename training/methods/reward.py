@@ -51,6 +51,7 @@ from training.evaluate.bias import LengthBias, RewardLimits, hack_rates, length_
 from training.evaluate.metrics import Figure
 from training.evaluate.reward import Calibration, accuracy, calibrate, differences, first_messages
 from training.losses.reward import Reduce
+from training.methods.reward_beginnings import beginnings
 from training.methods.reward_head import fit_head
 from training.methods.reward_trainer import (
     Collator,
@@ -63,8 +64,8 @@ from training.methods.reward_trainer import (
 )
 from training.models import ModelSource, write_record
 from training.publish import Check
-from training.reward_model import RewardModel, check_weights, pad_id, unnormalised
-from training.reward_model_backbone import kind_of, load_backbone, located, plain
+from training.reward_model import RewardModel, Store, check_weights, pad_id, rounded, unnormalised
+from training.reward_model_backbone import keep_layers, kind_of, load_backbone, located, plain
 from training.reward_model_encoding import Kind, encode
 from training.reward_model_ensemble import RewardEnsemble, save_ensemble
 from training.run_directory import RunDirectory
@@ -79,7 +80,9 @@ class RewardConfig(Config):
     `fit: head` fits the outputs alone (`training.methods.reward_head`), for which `ridge` is the penalty,
     chosen by the data where it is None. `freeze_embeddings` keeps words that the data lacks where they are
     among those that it has. `decoys` is the share of comparisons to which a pair is added whose rejected
-    reply is made to please (`training.data.decoys`).
+    reply is made to please (`training.data.decoys`). `layers` of the backbone are kept, its first ones.
+    `beginnings` is the share of pairs that are read cut as well (`training.methods.reward_beginnings`).
+    `store` is how the weights are rounded and written; what is measured is the rounded model.
     """
 
     name: str = "reward"
@@ -101,6 +104,9 @@ class RewardConfig(Config):
     freeze_embeddings: bool = False
     fit: Literal["all", "head"] = "all"
     ridge: float | None = Field(default=None, gt=0)
+    layers: int | None = Field(default=None, ge=1)
+    beginnings: float = Field(default=0.0, ge=0, le=4)
+    store: Store = "fp32"
     held_out: float = Field(default=0.1, ge=0, lt=1)
     reference_samples: int = Field(default=512, ge=2)
     limits: RewardLimits = RewardLimits()
@@ -178,11 +184,14 @@ def fit(
     The loss on `held_out` is logged every `training.evaluate_every` steps, where that is set.
     """
     model, tokenizer = backbone or load_backbone(config.model, config.objectives, config.seed)
+    if config.layers is not None:
+        keep_layers(model, config.layers)
     if config.freeze_embeddings:
         model.get_input_embeddings().requires_grad_(False)
     about = unnormalised(kind_of(model.config), config.objectives, config.weights, _max_length(config, model))
     reader = partial(encode, tokenizer, about.kind, max_length=about.max_length)
     learnt = with_decoys(preferences, config.decoys, config.seed)
+    learnt = [*learnt, *beginnings(preferences, config.beginnings, config.seed)]
     elements = _elements(config, learnt, ratings, reader)
     if config.fit == "head":
         history = _fit_head(config, model, about.kind, elements, [*learnt, *ratings], pad_id(tokenizer))
@@ -191,7 +200,7 @@ def fit(
         kept = _elements(config, held_out, (), reader) if held_out else None
         trainer = _trainer(config, model, tokenizer, about.kind, elements, kept, run)
         history = run_trainer(trainer, run)
-    reward = RewardModel(plain(model), tokenizer, about)
+    reward = RewardModel(rounded(plain(model), config.store), tokenizer, about, config.store)
     return _normalise(config, reward, preferences, ratings), history
 
 

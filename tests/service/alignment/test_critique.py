@@ -12,20 +12,19 @@ from hypothesis import strategies as st
 
 from guardrails.schemas import conforms
 from policies.constitution import Constitution, shipped
-from service.alignment.critique import (
+from policies.critique import (
     MAX_EVIDENCE,
     Case,
     Critique,
     Nonsense,
     Violation,
-    case_of,
     critique_messages,
     critique_regex,
     critique_schema,
     read_critique,
     revision_messages,
-    turns_of_chat,
 )
+from service.alignment.cases import case_of, turns_of_chat
 
 HARMLESS = Constitution.load("harmless")
 ONE = {"principle": "no-abuse", "evidence": "You fool", "severity": "high"}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from policies.constitution import Constitution, parse_constitution
-from service.alignment.critique import Case, critique_messages, critique_regex, read_critique
+from policies.critique import Case, critique_messages, critique_regex, read_critique
 from tests.fixtures_vllm import VllmServer
 from tests.service.conftest import Serve
 

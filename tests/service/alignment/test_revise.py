@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from policies.constitution import Constitution
+from policies.critique import critique_schema
 from service.alignment.build import StrategyError
-from service.alignment.critique import critique_schema
 from tests.fakes import upstream as fake
 from tests.fakes.upstream import FakeUpstream
 from tests.service.alignment.roles import (

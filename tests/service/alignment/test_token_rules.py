@@ -54,7 +54,8 @@ def ends(phrase: str, text: str) -> list[int]:
 def adjustments(constraint: Constraint, tokens: list[int], limit: int = 1000) -> dict[int, float]:
     following = Following(Rules([constraint], vocabulary()), [END], limit)
     following.read(tokens)
-    found: dict[int, float] = {}
+    state = following.state
+    found = dict(zip(state.tokens.tolist(), state.amounts.tolist(), strict=True))
     for adjustment in following.adjustments():
         for token in adjustment.tokens.tolist():
             found[token] = found.get(token, 0.0) + adjustment.amount
@@ -75,8 +76,7 @@ def test_a_reply_may_be_read_in_parts(tokens: list[int], cut: int) -> None:
     parts.read(tokens[:cut])
     parts.read(tokens)
     whole.read(tokens)
-    for one, other in zip(parts.adjustments(), whole.adjustments(), strict=True):
-        assert one.tokens.tolist() == other.tokens.tolist()
+    assert parts.state is whole.state
 
 
 def test_a_bias_decays_by_its_half_life() -> None:
@@ -84,6 +84,22 @@ def test_a_bias_decays_by_its_half_life() -> None:
     spoken = PIECES.index(".")
     amounts = [adjustments(rule, [spoken] * said)[PIECES.index("b")] for said in (0, 2, 4)]
     assert amounts == [-4, -2, -1]
+
+
+def test_states_are_forgotten_when_there_are_too_many_and_replies_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("service.alignment.token_rules._KEPT_STEPS", 3)
+    rules = Rules([Constraint(ban=("ass", "a b")), Constraint(require=("b",), bias=-1)], vocabulary())
+    chance = random.Random(0)
+    for _ in range(20):
+        spoken = [chance.randrange(END) for _ in range(30)]
+        following, fresh = Following(rules, [END], 99), Rules([Constraint(ban=("ass", "a b"))], vocabulary())
+        alone = Following(fresh, [END], 99)
+        for said in range(1, len(spoken) + 1):
+            following.read(spoken[:said])
+            alone.read(spoken[:said])
+            assert following.state.tokens.tolist() == alone.state.tokens.tolist()
 
 
 def test_what_is_required_must_be_said_before_the_end() -> None:

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from policies.constraints import XARG, Constraint, to_wire
+from service.alignment.constraint_probe import REFUSED
 from tests.fixtures_vllm import VllmServer, running_vllm
+from tests.service.conftest import Serve
 
 pytestmark = pytest.mark.vllm
 
@@ -154,4 +156,23 @@ def test_rules_that_cannot_be_read_are_refused(server: VllmServer) -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:
         ask(server, "/v1/chat/completions", body, [])
     assert refused.value.code == 400
-    assert XARG in refused.value.read().decode()
+    assert REFUSED in refused.value.read().decode(), "what tells an engine that applies constraints"
+
+
+async def test_the_gateway_sees_that_they_are_applied_and_they_are(
+    server: VllmServer, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_TEST_KEY", server.api_key)
+    model = f'{{base_url: "{server.base_url}/v1", model: {server.model}, api_key_env: VLLM_TEST_KEY}}'
+    policy = f"model: {{upstream: {model}}}\n"
+    async with serve({"free": policy, "bound": policy + "constraints: [{ban: [you, I]}]\n"}) as keel:
+        said = {name: await keel.chat(PROMPTS[0], name, temperature=0) for name in ("free", "bound")}
+    texts_said = {name: answer["choices"][0]["message"]["content"] for name, (_, answer) in said.items()}
+    assert re.search(r"\b(?:you|I)\b", texts_said["free"], re.IGNORECASE)
+    assert not re.search(r"\b(?:you|I)\b", texts_said["bound"], re.IGNORECASE)
+
+
+def test_under_a_grammar_that_leaves_nothing_else_a_ban_yields(server: VllmServer) -> None:
+    body = {"messages": [{"role": "user", "content": "Hi"}], "structured_outputs": {"choice": ["you", "You"]}}
+    answer = ask(server, "/v1/chat/completions", body, [Constraint(ban=("you",))])
+    assert answer["choices"][0]["message"]["content"] in ("you", "You")

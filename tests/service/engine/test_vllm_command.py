@@ -29,6 +29,7 @@ def test_on_a_cpu_host(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "--distributed-executor-backend uni --enforce-eager --kv-cache-memory-bytes 1048576",
         "--max-model-len 512",
         "--disable-uvicorn-access-log",
+        "--logits-processors service.alignment.vllm_constraints:Constraints",
     ):
         assert expected in words
     variables = environment(config, "key-1")

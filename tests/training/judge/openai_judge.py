@@ -20,8 +20,9 @@ from typing import Any
 from aiohttp import web
 
 from policies.constitution import Constitution
+from policies.critique import Critique, Violation
 from training.data.preferences import as_prompt
-from training.judge.protocol import Critique, Judge, Violation
+from training.judge.protocol import Judge
 
 
 @dataclass
@@ -100,7 +101,7 @@ def _completion(body: dict[str, Any], behaviour: Behaviour) -> dict[str, Any]:
         z = math.log(p / (1 - p)) + behaviour.lean
         text, logprobs = _verdict(1 / (1 + math.exp(-z)), body)
     elif "violations" in fields:
-        critique = behaviour.judge.critique(prompt, case["reply"], behaviour.constitution)
+        critique = behaviour.judge.critique(prompt, case["reply"]["content"], behaviour.constitution)
         rows = [
             {"principle": v.principle, "evidence": v.evidence, "severity": v.severity}
             for v in critique.violations
@@ -113,7 +114,7 @@ def _completion(body: dict[str, Any], behaviour: Behaviour) -> dict[str, Any]:
             if p.revision_request in body["messages"][0]["content"]
         ]
         critique = Critique(tuple(Violation(p.id, "", p.severity) for p in named))
-        revision = behaviour.judge.revise(prompt, case["reply"], behaviour.constitution, critique)
+        revision = behaviour.judge.revise(prompt, case["reply"]["content"], behaviour.constitution, critique)
         text = json.dumps({"revision": revision})
     choice: dict[str, Any] = {
         "index": 0,

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from policies.constitution import Constitution, load_constitution
+from policies.critique import Critique
 from tests.fixtures_vllm import VllmServer
 from tests.training.judge.openai_judge import Behaviour, serve
 from training.data.preferences import as_prompt
 from training.errors import ConfigError
 from training.judge.client import JudgeError, UnreadableAnswer
 from training.judge.pairwise import Pair, judge_pairs, preferences
-from training.judge.protocol import Critique
 from training.judge.remote import JudgeConfig, RemoteJudge
 from training.judge.rules import Rule, Rules, RulesJudge
 

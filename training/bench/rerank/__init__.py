@@ -1,0 +1,1 @@
+"""Reranking measured: every method at every n, through the real gateway, judged by gold."""
