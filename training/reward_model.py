@@ -164,10 +164,8 @@ class RewardModel:
     def save(self, place: Path) -> None:
         """Write the folder `place`, whole or not at all; an existing one is replaced."""
         with appearing(place) as partial:
-            try:
-                self.model.to(_STORED[self.store]).save_pretrained(partial)
-            finally:
-                self.model.float()
+            stored = {name: t.to(_STORED[self.store]) for name, t in self.model.state_dict().items()}
+            self.model.save_pretrained(partial, state_dict=stored)
             self.tokenizer.save_pretrained(partial)
             (partial / ABOUT_NAME).write_text(self.about.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
@@ -198,7 +196,10 @@ class RewardModel:
 
 def rounded(model: PreTrainedModel, store: Store) -> PreTrainedModel:
     """The model, in float32, with weights that `store` can write without loss."""
-    return model.to(_STORED[store]).float()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(weight.to(_STORED[store]))
+    return model
 
 
 def pad_id(tokenizer: PreTrainedTokenizerFast) -> int:

@@ -225,8 +225,8 @@ class Following:
         """What is added to the next token's logits, beside the state's own `tokens` and `amounts`."""
         for tokens, bias, half_life in self.state.fading:
             yield Adjustment(tokens, self._left(bias, half_life))
-        for bias, half_life in self.state.unsaid:
-            yield Adjustment(self._ends, self._left(bias, half_life))
+        for bias, until_half in self.state.unsaid:
+            yield Adjustment(self._ends, self._left(bias, until_half))
 
     def _left(self, bias: float, half_life: int | None) -> float:
         return bias if half_life is None else bias * 0.5 ** (self._read / half_life)

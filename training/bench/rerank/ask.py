@@ -99,7 +99,8 @@ def read(payload: dict[str, Any], seconds: float) -> Reply:
 
 
 async def _streamed(session: aiohttp.ClientSession, url: str, body: dict[str, Any], began: float) -> Reply:
-    text, first, words, last = "", 0.0, 0, {}
+    text, first, words = "", 0.0, 0
+    last: dict[str, Any] = {}
     async with session.post(f"{url}/v1/chat/completions", json=body) as answer:
         if answer.status != 200:
             raise BenchError(f"{body['model']}: {answer.status} {await answer.text()}")
