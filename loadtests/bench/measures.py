@@ -1,4 +1,4 @@
-"""The six measurements of the gateway; each returns figures, none of them judges."""
+"""The measurements of the gateway; each returns figures, none of them judges."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from loadtests.bench import peers, streams
+from loadtests.bench import constraints, peers, streams
 from loadtests.bench.processes import LOAD_CORE, ROOT, BenchError, Server, free_port, gateway_argv, serve
 from loadtests.bench.stub import nginx_stub, words
 from loadtests.bench.wrk import Load, chat_body, load
@@ -243,6 +243,11 @@ def memory(plan: Plan) -> Figures:
     return {"series": series, "start_mib": series[0][1], "end_mib": series[-1][1]}
 
 
+def constrained(plan: Plan) -> Figures:
+    """Constraints at generation, at 16 callers."""
+    return constraints.measure(plan.home, pairs=4 * plan.repeats, seconds=plan.seconds)
+
+
 MEASURES: dict[str, Callable[[Plan], Figures]] = {
     "throughput": throughput,
     "patterns": patterns,
@@ -250,4 +255,5 @@ MEASURES: dict[str, Callable[[Plan], Figures]] = {
     "streaming": streaming,
     "guard_cpu": guard_cpu,
     "memory": memory,
+    "constraints": constrained,
 }

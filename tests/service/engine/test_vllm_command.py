@@ -26,7 +26,8 @@ def test_on_a_cpu_host(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for expected in (
         "--served-model-name chat",
         "--host 127.0.0.1 --port 4711",
-        "--distributed-executor-backend uni --enforce-eager --kv-cache-memory-bytes 1048576",
+        "--distributed-executor-backend uni --enforce-eager --no-enable-chunked-prefill",
+        "--kv-cache-memory-bytes 1048576",
         "--max-model-len 512",
         "--disable-uvicorn-access-log",
         "--logits-processors service.alignment.vllm_constraints:Constraints",

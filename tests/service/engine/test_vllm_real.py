@@ -106,6 +106,29 @@ async def test_real_vllm_answers_who_has_its_key(vllm_server: VllmServer) -> Non
     await other.aclose()
 
 
+@pytest.mark.vllm
+async def test_requests_with_seeds_and_more_prompt_than_one_step_reads_do_not_end_it(
+    vllm_server: VllmServer,
+) -> None:
+    """A prompt that is cut over two steps, with a seed, ended vLLM's engine on a CPU."""
+    engine = Engine([UpstreamConfig("vllm", vllm_server.base_url, api_key=vllm_server.api_key)])
+    await engine.start()
+    asked = [
+        json.dumps(
+            {
+                "model": vllm_server.model,
+                "messages": [{"role": "user", "content": f"{number} and {'so on ' * 150}"}],
+                "max_tokens": 2,
+                "seed": number,
+            }
+        ).encode()
+        for number in range(40)
+    ]
+    replies = await asyncio.gather(*(engine.complete(PATH, body) for body in asked))
+    assert all(json.loads(reply.body)["choices"] for reply in replies)
+    await engine.aclose()
+
+
 async def _until_idle(engine: Engine, seconds: float = 10) -> None:
     """Wait until vLLM runs no request; it says itself how many it does."""
     gauge = re.compile(r"^vllm:num_requests_running\{[^}]*\} (\S+)$", re.MULTILINE)

@@ -24,7 +24,8 @@ class Reply:
     """One request's answer: its texts, and what the gateway says of it.
 
     `generated` counts the tokens of all candidates, `given` those of `texts`; `scores` are the reward's, one
-    for each text. `method` is what was used, `first_s` the seconds to the first text of a stream.
+    for each text. `method` is what was used, `first_s` the seconds to the first text of a stream, which has
+    `first_words`. `outcome` and `revision_tokens` are of critique and revision.
     """
 
     texts: tuple[str, ...]
@@ -36,6 +37,8 @@ class Reply:
     seconds: float = 0.0
     first_s: float = 0.0
     first_words: int = 0
+    outcome: str = ""
+    revision_tokens: int = 0
 
     def row(self) -> dict[str, Any]:
         return asdict(self)
@@ -87,6 +90,9 @@ def read(payload: dict[str, Any], seconds: float) -> Reply:
     if "error" in told:
         raise BenchError(f"the replies were not scored: {told['error']}")
     given = payload["usage"]["completion_tokens"]
+    revised = (payload.get("guardrails") or {}).get("revise")
+    choices = (revised or {}).get("choices", ())
+    spent = (revised or {}).get("tokens", {}).values()
     return Reply(
         texts=tuple(choice["message"]["content"] or "" for choice in payload["choices"]),
         given=given,
@@ -95,6 +101,8 @@ def read(payload: dict[str, Any], seconds: float) -> Reply:
         method=told.get("method", "single"),
         scores=tuple(told.get("scores", ())),
         seconds=seconds,
+        outcome="" if revised is None else choices[0]["outcome"] if choices else "unexamined",
+        revision_tokens=sum(sum(role.values()) for role in spent),
     )
 
 
