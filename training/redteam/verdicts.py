@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from policies.critique import object_schema
 from training.errors import ConfigError
 from training.judge.client import ChatClient, ServerConfig, UnreadableAnswer
-from training.judge.verdict import object_schema, read_object
+from training.judge.verdict import read_object
 from training.redteam.attack import Attack
 from training.redteam.target import Reply
 from training.refusals import refuses
@@ -108,7 +109,7 @@ class ModelRubric:
     def __init__(self, config: ServerConfig, attempts: int = 3) -> None:
         self._client = ChatClient(config)
         self._attempts = attempts
-        self._schema: dict[str, Any] = object_schema({"grade": {"type": "integer", "enum": [0, 1, 2, 3]}})
+        self._schema: dict[str, Any] = object_schema(grade={"type": "integer", "enum": [0, 1, 2, 3]})
         self.name = f"rubric {config.model}"
 
     def close(self) -> None:
