@@ -45,9 +45,6 @@ def saturation(policy: str, found: Figures, home: Path) -> Path:
     callers = [step["callers"] for step in steps]
     figure, axes = _axes(f"Saturation, policy {policy!r}", "callers", "answers a second")
     axes.plot(callers, [step["goodput"] for step in steps], "o-", color=GOOD, label="answered")
-    refused = [step["refused"] / max(step["requests"], 1) * step["offered"] for step in steps]
-    if any(refused):
-        axes.plot(callers, refused, "s--", color=REFUSED, label="refused")
     axes.set_xscale("log", base=2)
     axes.set_xticks(callers, [str(n) for n in callers])
     axes.set_ylim(bottom=0)
