@@ -13,7 +13,7 @@ from guardrails.masking import Vault
 from service.conversation import Place, chat_places, completion_places, replace_texts
 from service.engine.errors import UpstreamError
 from service.generation import Generation
-from service.openai.errors import ContentFiltered, from_engine
+from service.openai.errors import ContentFiltered, Unavailable, from_engine
 from service.report import Report, count, count_scores, count_times
 from service.telemetry.metrics import Metrics, child
 
@@ -122,6 +122,9 @@ def _conclude(generation: Generation, examined: Examined, result: ChainResult, m
     if not result.action.withholds:
         return
     child(metrics.verdicts, served.name, "input", "blocked").inc()
+    if not any(finding.action.withholds for finding in result.verdict.findings):
+        # Withheld all the same, but nothing was found: the caller may try again.
+        raise Unavailable("a guard could not examine the request", code="guard_failed")
     if served.spec.on_input_block == "refuse":
         raise Refusal
     detail = f" by the guard {report.culprit()!r}" if served.spec.expose != "none" else ""

@@ -110,3 +110,14 @@ async def test_the_embedded_engine_takes_as_many_as_it_serves_well(serve: Serve)
     async with serve(engine={"max_in_flight": 9}) as keel:
         (served,) = keel.gateway.catalog.all()
         assert served.target.engine.pool.limits.max_in_flight == 9
+
+
+async def test_a_guard_that_is_late_withholds_but_says_that_nothing_was_found(serve: Serve) -> None:
+    late = "input:\n  - {guard: injection, threshold: 0.9, action: block, deadline_ms: 1}\n"
+    async with serve({"late": late}) as keel:
+        status, answer, response = await keel.post("/v1/chat/completions", {**CHAT, "model": "late"})
+        assert (status, answer["error"]["code"]) == (503, "guard_failed")
+        assert int(response.headers["retry-after"]) >= 1
+        page = (await keel.get("/metrics"))[1].decode()
+        assert 'keel_guard_errors_total{guard="injection",reason="timeout",stage="input"} 1.0' in page
+        assert 'keel_requests_total{model="late",state="failed"} 1.0' in page
