@@ -16,7 +16,7 @@ from typing import Any
 from loadtests import report
 from loadtests.bench.processes import ROOT, BenchError
 from loadtests.run import embedded_gateway, keep_to_the_load_core
-from loadtests.stages import POLICIES, SCALES, Bench, measure, stages
+from loadtests.stages import BY_POLICY, POLICIES, SCALES, Bench, measure, stages
 from loadtests.thresholds import THRESHOLDS, changed, judge
 
 NOTES = Path(__file__).with_name("NOTES.md")
@@ -73,7 +73,8 @@ def _record(figures: dict[str, Any], bench: Bench, thresholds: Any) -> None:
     kept = ROOT / "docs" / "loadtests" / "figures.json"
     kept.parent.mkdir(exist_ok=True)
     known = json.loads(kept.read_text()) if kept.exists() else {"when": {}}
-    known = {**known, **figures, "when": {**known["when"], **figures["when"]}}
+    by_policy = {stage: {**known.get(stage, {}), **figures[stage]} for stage in BY_POLICY if stage in figures}
+    known = {**known, **figures, **by_policy, "when": {**known["when"], **figures["when"]}}
     kept.write_text(json.dumps(known, indent=1) + "\n")
     report.draw(figures, bench.seen, kept.parent)
     page = ROOT / "docs" / "LOADTESTS.md"

@@ -13,6 +13,7 @@ from loadtests.figures import Figures
 from loadtests.run import Load, Run, run
 
 POLICIES = ("standard", "open")
+BY_POLICY = ("saturation", "overload")  # their figures are one set for each policy
 SETTLING = 1.0  # seconds at a step's beginning that don't count
 RISING = 4.0  # the same of an overload
 
@@ -63,7 +64,8 @@ def mix(bench: Bench) -> Figures:
     plan = shapes.ramp(scale.callers, over=scale.mix / 4, hold=scale.mix * 3 / 4)
     seen = bench.run("mix", Load(plan, think=0.5, seed=bench.seed)).requests
     whole = figures.of_requests(seen, 0.0, plan.seconds)
-    return {**whole, "callers": scale.callers, "kinds": figures.of_kinds(seen)}
+    gaps = figures.spread([gap for row in seen if row.outcome == "ok" for gap in row.gaps_ms])
+    return {**whole, "callers": scale.callers, "kinds": figures.of_kinds(seen), "gap_ms": gaps}
 
 
 def spike(bench: Bench) -> Figures:

@@ -42,7 +42,7 @@ THRESHOLDS = (
         "mix.failed", "at most", 0, "every answer of the mix is right: attacks blocked, the rest answered"
     ),
     Threshold("mix.kinds.stream.ttft_ms.p95", "at most", 2_000, "first text of a stream"),
-    Threshold("mix.kinds.long.gap_ms.p99", "at most", 1_000, "between two texts of a stream"),
+    Threshold("mix.gap_ms.p99", "at most", 1_000, "between two texts of a stream"),
     Threshold("spike.failed", "at most", 0, "a spike is answered or refused, never failed"),
     Threshold("spike.after.refused", "at most", 0, "when it is over, nobody is refused"),
     *(
