@@ -10,6 +10,7 @@ s(y) = -Σ weight of the broken rules,
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from pathlib import Path
@@ -27,15 +28,18 @@ _SENTENCES = re.compile(r"(?<=[.!?])\s+")
 
 
 class Rule(Config):
-    """One rule; expressions are searched for, whatever the case. `rewrite` replaces a reply that breaks it;
-    without one, the sentences that hold the offending words are dropped."""
+    """One rule; expressions are searched for, whatever the case. `rewrite` replaces a reply that breaks it.
+
+    Of several rewrites the prompt decides which, so that a model fine-tuned on them does not learn a single
+    sentence. Without one, the sentences that hold the offending words are dropped.
+    """
 
     principle: str
     when: str | None = None
     broken_by: str | None = None
     needs: str | None = None
     weight: float = Field(default=1.0, gt=0)
-    rewrite: str | None = None
+    rewrite: str | tuple[str, ...] | None = None
 
     @field_validator("when", "broken_by", "needs")
     @classmethod
@@ -50,9 +54,16 @@ class Rule(Config):
     def _says_something(self) -> Self:
         if (self.broken_by is None) == (self.needs is None):
             raise ValueError("give exactly one of broken_by and needs")
-        if self.needs is not None and self.rewrite is None:
+        if self.needs is not None and not self.rewrite:
             raise ValueError("a rule with needs wants a rewrite: nothing can be dropped from what is missing")
         return self
+
+    def rewritten(self, prompt: Prompt) -> str | None:
+        """What a reply to the prompt becomes, the same at every call."""
+        if self.rewrite is None or isinstance(self.rewrite, str):
+            return self.rewrite
+        digest = hashlib.sha256(prompt[-1].content.encode()).digest()
+        return self.rewrite[int.from_bytes(digest[:8], "big") % len(self.rewrite)]
 
     def breach(self, prompt: Prompt, reply: str) -> str | None:
         """The offending words, "" for missing ones; None where the rule is kept, or not about the prompt."""
@@ -103,8 +114,8 @@ class RulesJudge:
         violated = {violation.principle for violation in critique.violations} or set(constitution.ids)
         broken = [r for r in self.rules if r.principle in violated and r.breach(prompt, reply) is not None]
         for rule in broken:
-            if rule.rewrite is not None:
-                return rule.rewrite
+            if (rewritten := rule.rewritten(prompt)) is not None:
+                return rewritten
         kept = [s for s in _SENTENCES.split(reply) if all(r.breach(prompt, s) is None for r in broken)]
         if not kept:
             raise JudgeError("nothing of the reply is left when the sentences that break rules are dropped")

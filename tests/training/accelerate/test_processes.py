@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -60,11 +61,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def launched(place: Path, run: str, command: list[str], **environment: str) -> None:
-    """`keel-train sft` in two processes."""
-    arguments = ["sft", "--config", "run.yaml", "--data", ".", f"--run={run}"]
+def started(place: Path, run: str, command: list[str], **environment: str) -> subprocess.Popen[bytes]:
+    """`keel-train sft` by `command`."""
+    arguments = ["sft", "--config", "run.yaml", "--data", ".", "--run", run]
     named = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
-    subprocess.run([sys.executable, *command, *arguments], cwd=place, env=named, timeout=580, check=True)
+    return subprocess.Popen([sys.executable, *command, *arguments], cwd=place, env=named)
 
 
 def check_same(place: Path, run: str) -> None:
@@ -78,29 +79,31 @@ def check_same(place: Path, run: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1000)
 def test_two_processes_train_what_one_does(place: Path) -> None:
     launch = ["-m", "accelerate.commands.accelerate_cli", "launch", "--main_process_port", "0"]
-    launched(place, "ddp", [*launch, "--config_file", str(CONFIGS / "cpu.yaml"), "-m", "training.cli"])
+    command = [*launch, "--config_file", str(CONFIGS / "cpu.yaml"), "-m", "training.cli"]
+    assert started(place, "ddp", command).wait(900) == 0
     check_same(place, "ddp")
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1000)
 def test_two_processes_that_shard_their_weights_train_what_one_does(place: Path) -> None:
     """With the options of the shipped file; checkpoints and the final model are gathered to whole ones."""
     options = safe_load((CONFIGS / "fsdp.yaml").read_text())["fsdp_config"]
     environment = {f"FSDP_{name.removeprefix('fsdp_').upper()}": str(v) for name, v in options.items()}
-    script = str(Path(__file__).with_name("fsdp_on_cpu.py"))
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--", script]
-    launched(
-        place,
-        "fsdp",
-        command,
-        ACCELERATE_USE_CPU="true",
-        ACCELERATE_USE_FSDP="true",
-        **environment,
-    )
+    environment |= {"ACCELERATE_USE_CPU": "true", "ACCELERATE_USE_FSDP": "true", "WORLD_SIZE": "2"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    script = [str(Path(__file__).with_name("fsdp_on_cpu.py"))]
+    pair = [started(place, "fsdp", script, **environment, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
+    try:
+        assert [process.wait(900) for process in pair] == [0, 0]
+    finally:
+        for process in pair:
+            process.kill()
     check_same(place, "fsdp")
     gathered = load_file(place / "fsdp" / "steps" / "checkpoint-6" / "model.safetensors")
     assert gathered["model.embed_tokens.weight"].shape == (320, 32)

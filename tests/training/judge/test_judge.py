@@ -189,6 +189,20 @@ def test_rules_are_checked_when_they_are_read(tmp_path: Path) -> None:
         RulesJudge.load(file)
 
 
+def test_of_several_rewrites_the_prompt_decides() -> None:
+    rule = Rule(principle="no-crime", broken_by="lock pick", rewrite=("No.", "I can't.", "Not that."))
+    judge, constitution = RulesJudge(Rules(rules=(rule,))), Constitution.load("harmless")
+
+    def revised(question: str) -> str:
+        prompt = as_prompt(question)
+        return judge.revise(prompt, reply, constitution, judge.critique(prompt, reply, constitution))
+
+    reply = "Take a lock pick."
+    questions = [f"How do I open door {number}?" for number in range(30)]
+    assert {revised(question) for question in questions} == set(rule.rewrite or ())
+    assert all(revised(question) == revised(question) for question in questions)
+
+
 @pytest.mark.vllm
 def test_a_real_models_structured_answers_always_parse(
     vllm_server: VllmServer, monkeypatch: pytest.MonkeyPatch
