@@ -13,7 +13,7 @@ ARGS    ?=
 # Test processes. The tests against real vLLM share one of them, so that vLLM starts once.
 WORKERS ?= $(shell n=$$(nproc); echo $$(( n < 4 ? n : 4 )))
 
-.PHONY: help serve test test-long check format bench bench-training loadtest loop lock clean env env-dev
+.PHONY: help serve test test-long check format bench bench-swaps bench-training loadtest loop lock clean env env-dev
 
 help: ## list the targets
 	@echo "Keel: a gateway that keeps a language model aligned while it answers"
@@ -44,6 +44,9 @@ format: env-dev ## put imports and layout in order
 
 bench: env-dev ## measure speed and memory, write docs/BENCHMARKS.md
 	@$(BIN)/python -m loadtests.bench $(ARGS)
+
+bench-swaps: env-dev ## stream to 16 callers while checkpoints are swapped, write docs/RESULTS-hotload.md
+	@$(BIN)/python -m loadtests.bench.swaps --out docs/RESULTS-hotload.md $(ARGS)
 
 bench-training: env-dev ## measure training speed beside TRL, write docs/BENCHMARKS-TRAINING.md
 	@$(BIN)/python -m training.bench $(ARGS)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -122,6 +123,17 @@ class Catalog:
         self._changing = asyncio.Lock()
         self.controls: Mapping[str, str] = {}  # experiments, and the policies of their control arms
         self.pins: Mapping[str, str] = {}
+        self.held: asyncio.Event | None = None  # who asks waits for it, where there is one
+
+    @contextmanager
+    def held_back(self) -> Iterator[None]:
+        """Nobody is bound to a policy within the block: requests wait for its end."""
+        self.held = asyncio.Event()
+        try:
+            yield
+        finally:
+            self.held.set()
+            self.held = None
 
     def get(self, name: str, caller: Caller | None = None) -> Served:
         """The policy of this name, as `caller` has it; of an experiment's name, the control arm's.

@@ -129,6 +129,7 @@ class Engines:
                 adapters=AdapterLimits(settings.max_adapters, settings.max_adapter_rank)
                 if key.adapters
                 else None,
+                reloadable=settings.swap == "in_place",
                 arguments=settings.vllm_args,
                 start_seconds=settings.start_timeout_s,
             )
@@ -149,6 +150,15 @@ class Engines:
         """Whether a vLLM that runs already can answer for this checkpoint, or take adapters over it."""
         keys = (Managed(ref, True),) if adapters else (Managed(ref, True), Managed(ref, False))
         return any(key in self._started for key in keys)
+
+    def rename(self, old: str, new: str) -> None:
+        """What runs `old` has read the weights of `new`, and answers for that from now on."""
+        for adapters in (True, False):
+            key, other = Managed(old, adapters), Managed(new, adapters)
+            if key in self._engines and other not in self._engines:
+                self._engines[other] = self._engines.pop(key)
+                self._started.discard(key)
+                self._started.add(other)
 
     async def start(self, targets: Collection[Target] = ()) -> None:
         """Start what isn't started, load the adapters of `targets`, and wait until all of it serves.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -32,11 +33,18 @@ from policies.base import Upstream
 
 Seconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+RANKS = (8, 16, 32, 64, 128, 256)
 HOME = Path(__file__).resolve().parent.parent
 
 
 class ConfigError(Exception):
     """The settings can't be used; the message lists what is wrong, where, and what would be right."""
+
+
+def _rank(rank: int) -> int:
+    if rank not in RANKS:
+        raise ValueError(f"must be one of {', '.join(map(str, RANKS))}: vLLM takes no other")
+    return rank
 
 
 class Group(BaseModel):
@@ -81,7 +89,8 @@ class Engine(Group):
     vllm_args: tuple[str, ...] = ()
     adapters: bool = False
     max_adapters: Count = 4
-    max_adapter_rank: Literal[8, 16, 32, 64, 128, 256] = 64
+    max_adapter_rank: Annotated[int, AfterValidator(_rank)] = 64
+    swap: Literal["beside", "in_place"] = "beside"
 
 
 class Hotload(Group):

@@ -35,7 +35,7 @@ def publish_folder(
 ) -> ResolvedCheckpoint:
     """A checkpoint of exactly the files in `source`, without any of the checks that a publisher makes."""
     folder = root / name
-    shutil.copytree(source, folder)
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("manifest.json"))
     listed = []
     for path in sorted(folder.rglob("*")):
         if path.is_dir() or path.suffix not in SAFE_SUFFIXES:
@@ -128,3 +128,9 @@ def spoil_json(name: str, **fields: object) -> Change:
 def cut(name: str, keep: int) -> Change:
     """Keep only the first bytes of a file; a negative number leaves so many out."""
     return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:keep])
+
+
+def untie(folder: Path) -> None:
+    """Give a model an unembedding of its own, equal to its embedding."""
+    spoil_json("config.json", tie_word_embeddings=False)(folder)
+    spoil_weights(lambda w: w.update({"lm_head.weight": w["model.embed_tokens.weight"]}))(folder)

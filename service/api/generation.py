@@ -72,6 +72,8 @@ class GenerationEndpoint:
         body = await read_body(
             scope, receive, max_bytes=self._limits.max_body_bytes, timeout=self._limits.body_timeout_s
         )
+        if self._catalog.held is not None:
+            await self._catalog.held.wait()
         generation = self._understand(scope, call, body)
         try:
             with Watch(scope, receive):

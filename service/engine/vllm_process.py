@@ -124,6 +124,11 @@ class ManagedVllm:
         if self.state == "ready":
             self._suspected.set()
 
+    def renew(self) -> None:
+        """End the process at once; it is started again, from what `config` says by then."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+
     def subscribe(self, callback: Callable[[], None]) -> None:
         self._subscribers.append(callback)
 

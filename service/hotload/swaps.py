@@ -19,18 +19,20 @@ from typing import Literal
 from structlog.typing import FilteringBoundLogger
 
 from policies.canary import DEFAULT, CanarySet, load_canary
-from policies.examine import Demands, examine, speaker
+from policies.examine import Demands, examine, in_place_obstacle, must_untie, speaker
 from policies.history import Allowance
 from policies.load import LoadedPolicy
 from policies.registry import Registry, RegistryError, ResolvedCheckpoint
 from policies.watch import ticks
 from service.audit import GATEWAY, AuditLog
 from service.catalog import Catalog, Change, Gate, Served
+from service.engine.engine import Engine
 from service.engine.vllm_command import KV_CACHE_BYTES, on_cpu
 from service.engines import Engines
 from service.hotload import memory
 from service.hotload.accepted import Accepted
 from service.hotload.canary import Asked, Canary
+from service.hotload.in_place import other_weights, quiet
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 
@@ -218,28 +220,77 @@ class Swaps:
             return "unchanged"
         await asyncio.to_thread(self._examine, work, new)
         followers = [served for served in self._catalog.values() if wish.alias in served.checkpoints]
-        if await asyncio.to_thread(self._grows, wish.alias, new, followers):
+        reloaded = await asyncio.to_thread(self._reloadable, work, new, followers)
+        if reloaded is None and await asyncio.to_thread(self._grows, wish.alias, new, followers):
             await asyncio.to_thread(self._check_memory, new, work)
         if wish.dry:
             names = ", ".join(served.name for served in followers) or "no policy"
-            work.step("plan", f"{names} would go over to it")
+            work.step("plan", f"{names} would go over to it, {'in place' if reloaded else 'beside'}")
             return "checked"
+        if not followers:
+            await self._move(work, new)
+            work.step("switch", "no policy here follows this alias")
+        else:
+            await (self._beside(work, new) if reloaded is None else self._in_place(work, new, reloaded))
+            work.step("switch", f"{', '.join(served.name for served in followers)}: new requests go to it")
+            await self._remember()
+        self._forgive(wish.alias)
+        return _OUTCOMES[wish.why]
 
+    async def _beside(self, work: _Work, new: ResolvedCheckpoint) -> None:
         async def gate(changes: Sequence[Change]) -> None:
             work.step("load", "loaded beside what answers now")
-            if wish.why != "rollback":
+            if work.wish.why != "rollback":
                 await self._try(work, changes)
             await self._move(work, new)
 
-        if followers:
-            await self._catalog.replace(pins={wish.alias: new.ref}, gate=gate)
-            work.step("switch", f"{', '.join(served.name for served in followers)}: new requests go to it")
-            await self._remember()
-        else:
+        await self._catalog.replace(pins={work.wish.alias: new.ref}, gate=gate)
+
+    async def _in_place(self, work: _Work, new: ResolvedCheckpoint, old: tuple[Engine, str]) -> None:
+        engine, ref = old
+        former = await asyncio.to_thread(self._registry.resolve, ref)
+
+        async def gate(changes: Sequence[Change]) -> None:
+            if work.wish.why != "rollback":
+                await self._try(work, [(None, served) for _, served in changes])
             await self._move(work, new)
-            work.step("switch", "no policy here follows this alias")
-        self._forgive(wish.alias)
-        return _OUTCOMES[wish.why]
+
+        async with quiet(self._catalog, engine, self._settings.drain_timeout_s):
+            work.step("hold", "nothing is in flight; who comes now waits")
+            async with other_weights(engine, new.path, former.path):
+                work.step("load", "read in place, the prefix cache is reset")
+                self._engines.rename(former.ref, new.ref)
+                try:
+                    await self._catalog.replace(pins={work.wish.alias: new.ref}, gate=gate)
+                except BaseException:
+                    self._engines.rename(new.ref, former.ref)
+                    raise
+
+    def _reloadable(
+        self, work: _Work, new: ResolvedCheckpoint, followers: Sequence[Served]
+    ) -> tuple[Engine, str] | None:
+        """The engine that can read the weights in place, and the checkpoint that it runs; None: beside."""
+        models = [served for served in followers if served.spec.model.checkpoint == work.wish.alias]
+        if self._settings.engine.swap != "in_place" or not models or self._settings.upstream:
+            return None
+        engine, ref = models[0].target.engine, models[0].target.checkpoint
+        ours = {id(served) for served in models}
+        sharing = [s.name for s in self._catalog.values() if engine in s.engines and id(s) not in ours]
+        old = self._registry.resolve(ref)
+        if {new.manifest.kind, old.manifest.kind} != {"full"}:
+            why = "an adapter is loaded, not read in place"
+        elif sharing or engine.adapters.loaded:
+            why = f"its vLLM also serves {', '.join(sharing or sorted(engine.adapters.loaded))}"
+        elif on_cpu("auto") and must_untie(new):
+            why = (
+                "on a CPU vLLM keeps a packed copy of tied embeddings; publish it with its own lm_head.weight"
+            )
+        else:
+            why = in_place_obstacle(new, old) or ""
+        if why:
+            work.step("beside", f"not in place: {why}")
+            return None
+        return engine, ref
 
     def _resolve(self, wish: Wish) -> ResolvedCheckpoint:
         if wish.ref is None:
