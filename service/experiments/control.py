@@ -7,7 +7,9 @@ compares revisions first, so that nobody overwrites what they haven't seen.
 from __future__ import annotations
 
 import asyncio
+import importlib
 import secrets
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +27,7 @@ from service.store.database import Database, StoreError
 from service.telemetry.metrics import Metrics, child
 
 LEASE = "experiments"
+REPORT = "service.experiments.report"
 LEASE_SECONDS = 15.0
 TICK_SECONDS = 0.5
 TRIES = 5
@@ -80,13 +83,19 @@ class Control:
         now = time.time()
         if now < self._leased_until - LEASE_SECONDS / 2:
             return True
-        await self._database.open()
+        await self._open()
         from service.store.experiments import take_lease
 
         async with self._database.change() as connection:
             held = await take_lease(connection, LEASE, self._holder, now=now, seconds=LEASE_SECONDS)
         self._leased_until = now + LEASE_SECONDS if held else 0.0
         return held
+
+    async def _open(self) -> None:
+        """The store, and the libraries for a look, which take a while to load: not on the loop."""
+        await self._database.open()
+        if REPORT not in sys.modules:
+            await asyncio.to_thread(importlib.import_module, REPORT)
 
     async def look(self, name: str) -> None:
         """Settle what can be settled, look, decide, and keep all of it. Raises `StoreError`."""
@@ -190,7 +199,7 @@ class Control:
 
     async def _change(self, name: str, event: Event, change: Change) -> State:
         self._live(name)
-        await self._database.open()
+        await self._open()
         from service.store import experiments as store
 
         for _ in range(TRIES):
@@ -221,7 +230,7 @@ class Control:
     async def overview(self, name: str, *, looks: bool = True) -> dict[str, Any]:
         """All there is to show of an experiment: see docs/EXPERIMENTS.md. Raises `NotFound`, `StoreError`."""
         live = self._live(name)
-        await self._database.open()
+        await self._open()
         from service.experiments.decide import missing
         from service.store import experiments as store
 

@@ -8,6 +8,7 @@ dimension. Nothing is corrected for the number of metrics: who picks the best of
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -36,25 +37,28 @@ MISMATCH_ALPHA = 0.001
 
 
 async def look(connection: AsyncConnection, spec: ExperimentSpec, state: State, now: float) -> Report:
-    """The report on an epoch's settled units."""
+    """The report on an epoch's settled units. The database adds up, a thread calculates."""
     wanted = {*spec.metrics, *(bound.metric for bound in (*spec.limits, *spec.gates))}
     metrics = [*spec.metrics, *sorted(wanted - set(spec.metrics))]
     figures = await gather(connection, spec.name, state.epoch, metrics)
-    alpha = spec.alpha / (len(spec.ramp.steps) if spec.ramp else 1)
-    seen = _Seen(connection, spec, state, figures, alpha)
-    arms = [await seen.arm(arm.name, metrics) for arm in spec.arms]
-    return {
-        "at": now,
-        "epoch": state.epoch,
-        "step": state.step,
-        "alpha": alpha,
-        "arms": arms,
-        "shadows": [await seen.arm(shadow.name, metrics) for shadow in spec.shadows],
-        "mismatch": _mismatch(figures, state),
-        "limits": [await seen.bound(*one, len(spec.limits)) for one in _asked(spec, state, spec.limits)],
-        "gates": [await seen.bound(*one, 1) for one in _asked(spec, state, spec.gates)],
-        "segments": {dimension: seen.segments(dimension) for dimension in SEGMENTS},
-    }
+    seen = _Seen(spec, state, figures, metrics)
+    for arm, metric, alpha in seen.quantiles_needed():
+        seen.quantiles[arm, metric, alpha] = await _quantile(connection, spec, state, arm, metric, alpha)
+    return await asyncio.to_thread(seen.report, now)
+
+
+async def _quantile(
+    connection: AsyncConnection, spec: ExperimentSpec, state: State, arm: str, metric: str, alpha: float
+) -> Interval:
+    column, p = QUANTILES[metric]
+    where = (connection, spec.name, state.epoch, arm, column)
+    n = await count_values(*where)
+    if n == 0:
+        return sequences.NOTHING
+    ranks = sequences.quantile(n, p, alpha, spec.plan_units / 2)
+    found = await ranked(*where, [r for r in (ranks.estimate, ranks.low, ranks.high) if r is not None])
+    low, high = (None if rank is None else found.get(rank) for rank in (ranks.low, ranks.high))
+    return Interval(found[ranks.estimate], low, high)
 
 
 def _asked(spec: ExperimentSpec, state: State, bounds: tuple[Bound, ...]) -> list[tuple[Bound, str]]:
@@ -78,112 +82,98 @@ def _mismatch(figures: Figures, state: State) -> Report:
 class _Seen:
     """One look's figures, and what follows from them."""
 
-    def __init__(
-        self,
-        connection: AsyncConnection,
-        spec: ExperimentSpec,
-        state: State,
-        figures: Figures,
-        alpha: float,
-    ) -> None:
-        self._connection = connection
+    def __init__(self, spec: ExperimentSpec, state: State, figures: Figures, metrics: Sequence[str]) -> None:
         self._spec = spec
         self._state = state
         self._figures = figures
-        self._alpha = alpha
-        self._sorted: dict[tuple[str, str, float], Interval] = {}
+        self._metrics = metrics
+        self._alpha = spec.alpha / (len(spec.ramp.steps) if spec.ramp else 1)
+        self._limits, self._gates = (_asked(spec, state, bounds) for bounds in (spec.limits, spec.gates))
+        self.quantiles: dict[tuple[str, str, float], Interval] = {}
 
-    async def arm(self, name: str, metrics: Sequence[str]) -> Report:
+    def quantiles_needed(self) -> list[tuple[str, str, float]]:
+        """Arm, metric and alpha of those that `report` will ask for."""
+        arms = [one.name for _, one in self._spec.places()]
+        metrics = [metric for metric in self._metrics if metric in QUANTILES]
+        alphas = {self._alpha, self._sides(len(self._spec.limits)), self._sides(1)}
+        return [
+            (a, m, part) for a in arms for m in metrics for alpha in alphas for part in (alpha, alpha / 2)
+        ]
+
+    def report(self, now: float) -> Report:
+        """All of it, as JSON."""
+        spec, state = self._spec, self._state
+        return {
+            "at": now,
+            "epoch": state.epoch,
+            "step": state.step,
+            "alpha": self._alpha,
+            "arms": [self._arm(arm.name) for arm in spec.arms],
+            "shadows": [self._arm(shadow.name) for shadow in spec.shadows],
+            "mismatch": _mismatch(self._figures, state),
+            "limits": [self._bound(*one, len(spec.limits)) for one in self._limits],
+            "gates": [self._bound(*one, 1) for one in self._gates],
+            "segments": {dimension: self.segments(dimension) for dimension in SEGMENTS},
+        }
+
+    def _arm(self, name: str) -> Report:
         """One arm's row of the table."""
         figures = self._figures.arm(name)
         compared = name in {arm.name for arm in self._spec.arms[1:]}
+        against = self._metrics if compared else ()
         return {
             "name": name,
             "units": figures.units,
             "requests": figures.requests,
-            "metrics": {m: asdict(await self.interval(name, m, self._alpha)) for m in metrics},
-            "against_control": {m: asdict(await self.compared(name, m, self._alpha)) for m in metrics}
-            if compared
-            else {},
+            "metrics": {m: asdict(self._interval(name, m, self._alpha)) for m in self._metrics},
+            "against_control": {m: asdict(self._compared(name, m, self._alpha)) for m in against},
         }
 
-    async def interval(self, arm: str, metric: str, alpha: float) -> Interval:
+    def _interval(self, arm: str, metric: str, alpha: float, segment: Segment = ALL) -> Interval:
         """One arm's metric."""
         if metric in QUANTILES:
-            return await self._quantile(arm, metric, alpha)
-        figures = self._figures.arm(arm)
+            return self.quantiles[arm, metric, alpha]
+        figures = self._figures.arm(arm, segment)
         if metric in FRACTIONS:
             return figures.rate(metric).interval(alpha)
         return sequences.mean(figures.moments(metric), alpha, self._spec.plan_units / 2)
 
-    async def compared(self, arm: str, metric: str, alpha: float, segment: Segment = ALL) -> Interval:
+    def _compared(self, arm: str, metric: str, alpha: float) -> Interval:
         """An arm's metric less the control's."""
         control = self._spec.control.name
         if metric in QUANTILES:
-            one = await self._quantile(arm, metric, alpha / 2)
-            other = await self._quantile(control, metric, alpha / 2)
+            one, other = (self.quantiles[name, metric, alpha / 2] for name in (arm, control))
             return Interval(
                 _less(one.estimate, other.estimate), _less(one.low, other.high), _less(one.high, other.low)
             )
-        treated, base = self._figures.arm(arm, segment), self._figures.arm(control, segment)
-        return sequences.difference(
-            treated.moments(metric),
-            base.moments(metric),
-            alpha,
-            self._spec.plan_units,
-            rate=metric in FRACTIONS,
-        )
+        treated, base = (self._figures.arm(name).moments(metric) for name in (arm, control))
+        plan, rate = self._spec.plan_units, metric in FRACTIONS
+        return sequences.difference(treated, base, alpha, plan, rate=rate)
 
-    async def _quantile(self, arm: str, metric: str, alpha: float) -> Interval:
-        key = (arm, metric, alpha)
-        if key not in self._sorted:
-            column, p = QUANTILES[metric]
-            where = (self._connection, self._spec.name, self._state.epoch, arm, column)
-            n = await count_values(*where)
-            if n == 0:
-                return sequences.NOTHING
-            ranks = sequences.quantile(n, p, alpha, self._spec.plan_units / 2)
-            found = await ranked(
-                *where, [r for r in (ranks.estimate, ranks.low, ranks.high) if r is not None]
-            )
-            low, high = (found.get(rank) if rank is not None else None for rank in (ranks.low, ranks.high))
-            self._sorted[key] = Interval(found[ranks.estimate], low, high)
-        return self._sorted[key]
+    def _sides(self, of: int) -> float:
+        """The alpha of an interval of which one side decides: it gets what both sides have otherwise."""
+        return min(0.5, 2 * self._alpha / (max(1, of) * len(self._spec.watched)))
 
-    async def bound(self, bound: Bound, arm: str, of: int) -> Report:
+    def _bound(self, bound: Bound, arm: str, of: int) -> Report:
         """Where a metric surely is: beyond its bound, within it, or nobody knows yet."""
-        alpha = self._alpha / (max(1, of) * len(self._spec.watched))
-        # A one-sided statement: the interval's other side gets nothing of alpha, so both may have it all.
-        sides = min(0.5, 2 * alpha)
-        seen = await (self.compared if bound.relative else self.interval)(arm, bound.metric, sides)
-        return {
-            "bound": str(bound),
-            "arm": arm,
-            "state": verdict(bound, seen),
-            **asdict(seen),
-        }
+        seen = (self._compared if bound.relative else self._interval)(arm, bound.metric, self._sides(of))
+        return {"bound": str(bound), "arm": arm, "state": verdict(bound, seen), **asdict(seen)}
 
     def segments(self, dimension: str) -> list[Report]:
         """A dimension's table: each value's arms. For looking, not for deciding."""
         values = sorted(value for name, value in self._figures.arms if name == dimension)
         alpha = self._alpha / max(1, len(values))
+        metrics = [metric for metric in self._spec.metrics if metric not in QUANTILES]
         table = []
-        for value in values:
+        for segment in ((dimension, value) for value in values):
             rows = []
             for _, arm in self._spec.places():
-                figures = self._figures.arm(arm.name, (dimension, value))
-                shown = {}
-                for metric in (m for m in self._spec.metrics if m not in QUANTILES):
-                    exact = metric in FRACTIONS
-                    shown[metric] = asdict(
-                        figures.rate(metric).interval(alpha)
-                        if exact
-                        else sequences.mean(figures.moments(metric), alpha, self._spec.plan_units / 2)
-                    )
+                figures = self._figures.arm(arm.name, segment)
+                shown = {m: asdict(self._interval(arm.name, m, alpha, segment)) for m in metrics}
                 rows.append(
                     {"name": arm.name, "units": figures.units, "requests": figures.requests, "metrics": shown}
                 )
-            table.append({"value": value, "arms": rows})
+            table.append({"value": segment[1], "arms": rows})
         return table
 
 

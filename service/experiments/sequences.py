@@ -21,6 +21,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,19 +65,19 @@ class Rate:
 
     @cached_property
     def mean(self) -> float:
-        return float(self.values @ self.counts) / self.n if self.n else math.nan
+        return float(self.values @ self.counts) / self.n
 
     def log_evidence_above(self, bound: float) -> float:
         """The log of an e-process against "the mean is at most `bound`"; above log(1/alpha) it is refuted."""
         if self.n == 0 or bound >= 1:
             return 0.0
-        return _log_wealth(self.values, self.counts, max(bound, 1e-12))
+        return float(log_wealth(self.values, self.counts, max(bound, 1e-12)))
 
     def log_evidence_below(self, bound: float) -> float:
         """The same against "the mean is at least `bound`"."""
         if self.n == 0 or bound <= 0:
             return 0.0
-        return _log_wealth(1 - self.values, self.counts, max(1 - bound, 1e-12))
+        return float(log_wealth(1 - self.values, self.counts, max(1 - bound, 1e-12)))
 
     def interval(self, alpha: float) -> Interval:
         """The candidates that neither of two e-processes refutes at alpha / 2."""
@@ -89,11 +90,15 @@ class Rate:
         return Interval(self.mean, low, high)
 
 
-def _log_wealth(values: Floats, counts: Floats, bound: float) -> float:
-    """Of a gambler who bets at each stake that values are above `bound`, all stakes alike at the start."""
-    growth = np.log1p(STAKES[:, None] * (values[None, :] / bound - 1.0)) @ counts
-    top = growth.max()
-    return float(top + math.log(np.exp(growth - top).mean()))
+def log_wealth(values: Floats, counts: Floats, bound: float) -> Floats:
+    """Of a gambler who bets at each stake that values are above `bound`, all stakes alike at the start.
+
+    `values` [J], `counts` [..., J]; returns [...].
+    """
+    growth = counts @ np.log1p(STAKES[:, None] * (values[None, :] / bound - 1.0)).T
+    top = growth.max(axis=-1)
+    wealth: Floats = top + np.log(np.exp(growth - top[..., None]).mean(axis=-1))
+    return wealth
 
 
 def _edge(kept: Callable[[float], bool], inside: float, outside: float) -> float:
@@ -111,25 +116,23 @@ def _edge(kept: Callable[[float], bool], inside: float, outside: float) -> float
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """Any values, by their number, sum and sum of squares."""
+    """Any values, by their number, sum and sum of squares. These may be arrays, of many looks at once."""
 
-    n: float = 0.0
-    total: float = 0.0
-    squares: float = 0.0
+    n: Any = 0.0
+    total: Any = 0.0
+    squares: Any = 0.0
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(self.n + other.n, self.total + other.total, self.squares + other.squares)
 
     @property
-    def mean(self) -> float:
-        return self.total / self.n if self.n else math.nan
+    def mean(self) -> Any:
+        return self.total / self.n
 
     @property
-    def variance(self) -> float:
-        """Of the values, estimated."""
-        if self.n < 2:
-            return math.nan
-        return max(0.0, self.squares - self.total**2 / self.n) / (self.n - 1)
+    def variance(self) -> Any:
+        """Of the values, estimated; from two of them on."""
+        return np.maximum(0.0, self.squares - self.total**2 / self.n) / (self.n - 1)
 
     def softened(self) -> Moments:
         """With one 0 and one 1 more: of a rate that was never seen, the variance isn't surely 0."""
@@ -140,37 +143,45 @@ def mean(seen: Moments, alpha: float, plan: float) -> Interval:
     """The mean of one arm. `plan` is about how many units are expected."""
     if seen.n < MIN_UNITS:
         return Interval(seen.mean if seen.n else None, None, None)
-    radius = math.sqrt(seen.variance) * _radius(seen.n, alpha, plan)
+    radius = math.sqrt(seen.variance) * float(deviations(seen.n, alpha, plan))
     return Interval(seen.mean, seen.mean - radius, seen.mean + radius)
 
 
 def difference(
     treated: Moments, control: Moments, alpha: float, plan: float, *, rate: bool = False
 ) -> Interval:
-    """The treated arm's mean less the control's. `rate`: values are in [0, 1], and may be rare.
-
-    The clock is the number of units that the two together are worth, 1 / (1/n + 1/m): for shares that don't
-    change it runs in step with the units, and the estimate is a mean of independent terms up to vanishing
-    ones, one a unit, as the theorem asks for.
-    """
+    """The treated arm's mean less the control's. `rate`: values are in [0, 1], and may be rare."""
     if not treated.n or not control.n:
         return NOTHING
     estimate = treated.mean - control.mean
     if min(treated.n, control.n) < MIN_UNITS:
         return Interval(estimate, None, None)
-    clock = 1 / (1 / treated.n + 1 / control.n)
-    one, other = (treated.softened(), control.softened()) if rate else (treated, control)
-    deviation = math.sqrt(clock * (one.variance / treated.n + other.variance / control.n))
-    radius = deviation * _radius(clock, alpha, plan / 4)
+    radius = float(difference_radius(treated, control, alpha, plan, rate=rate))
     return Interval(estimate, estimate - radius, estimate + radius)
 
 
-def _radius(t: float, alpha: float, plan: float) -> float:
-    """In standard deviations of one value; narrowest, beside what fixed samples give, at about `plan`."""
+def difference_radius(treated: Moments, control: Moments, alpha: float, plan: float, *, rate: bool) -> Floats:
+    """Half of the difference's interval; sums may be arrays, of many looks at once.
+
+    The clock is the number of units that the two together are worth, 1 / (1/n + 1/m): for shares that don't
+    change it runs in step with the units, and the estimate is a mean of independent terms up to vanishing
+    ones, one a unit, as the theorem asks for.
+    """
+    clock = 1 / (1 / treated.n + 1 / control.n)
+    one, other = (treated.softened(), control.softened()) if rate else (treated, control)
+    deviation = np.sqrt(clock * (one.variance / treated.n + other.variance / control.n))
+    radius: Floats = deviation * deviations(clock, alpha, plan / 4)
+    return radius
+
+
+def deviations(t: float | Floats, alpha: float, plan: float) -> Floats:
+    """Half of a mean's interval, in standard deviations of one value; beside what fixed samples give,
+    narrowest at about `plan`."""
     tuned = -2 * math.log(alpha)
     rho2 = (tuned + math.log(tuned + 1)) / plan
-    scaled = t * rho2 + 1
-    return math.sqrt(2 * scaled / (t * t * rho2) * math.log(math.sqrt(scaled) / alpha))
+    scaled = np.asarray(t) * rho2 + 1
+    radius: Floats = np.sqrt(2 * scaled / (t * t * rho2) * np.log(np.sqrt(scaled) / alpha))
+    return radius
 
 
 @dataclass(frozen=True, slots=True)
