@@ -30,12 +30,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m training.bench.rerank", description=__doc__)
     parser.add_argument("--home", type=Path, default=ROOT / ".keel" / "bench-rerank")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "RESULTS-rerank.md")
+    parser.add_argument(
+        "--train-reward", metavar="NAME", help="train a reward model as the shipped one was, and stop"
+    )
     arguments = parser.parse_args()
     home: Path = arguments.home.resolve()
     torch.set_num_threads(1)
     try:
         prepare.train_model(home, str(ROOT / "checkpoints" / "demo-chat"))
         prepare.collect(home, ROOT / "checkpoints" / "demo-chat")
+        if arguments.train_reward is not None:
+            prepare.train_reward(home, arguments.train_reward)
+            return 0
         prepare.adopt(home, ROOT / "checkpoints" / REWARD)
         ask(home)
         proxy = RewardModel.load(home / "checkpoints" / REWARD)

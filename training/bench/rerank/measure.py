@@ -32,7 +32,7 @@ POOL = 64
 METHODS = ("best_of_n", "soft_best_of_n", "adaptive", "speculative_rejection", "blockwise")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Domain:
     """Test questions of one length of reply, and the settings that were chosen on training questions.
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from training.bench.rerank.measure import POOL, Domain, Floats, pool_of
-from training.bench.rerank.prepare import weak_rewards
+from training.bench.rerank.prepare import WEAK_PAIRS, weak_rewards
 from training.demo.gold import gold_score
 from training.evaluate.metrics import mean
 from training.reward_model import RewardModel
@@ -61,8 +61,8 @@ def overoptimization(home: Path, domain: Domain, say: Callable[[str], None]) -> 
 
 def _told(domain: Domain, count: int) -> str:
     return (
-        f"{count} reward models fitted to 250 pairs each ({domain.name} replies), members of an ensemble or "
-        "one alone; gold of the best of n by each, over the same pool."
+        f"{count} reward models fitted to {WEAK_PAIRS} pairs each ({domain.name} replies), members of an "
+        "ensemble or one alone; gold of the best of n by each, over the same pool."
     )
 
 

@@ -24,10 +24,11 @@ training question is. *Gold* is the judge by plain rules that no training sees, 
 chooses. Brackets are 95 % bootstrap intervals over questions, one request for each question, method and n.
 
 *Gain* is the share of best-of-16's gain over a plain reply: 0 is n = 1, 100 % best of 16; so 98 % means
-something whatever the scale's zero. *Tokens* are all that were generated, as a share of best-of-16's. *Wins*
-is how often the proxy likes the reply better than a plain one of the same question (of {pool}; ties: half),
-beside n / (n + 1). *KL* is estimated from the ranks of the replies among the plain ones, a lower bound that
-the estimator caps at log 8 = 2.1 nats, beside log n - (n - 1) / n, what best of n comes to at most.
+something whatever the scale's zero (– where best of 16 gains nothing that is sure). *Tokens* are all that
+were generated, as a share of best-of-16's. *Wins* is how often the proxy likes the reply better than a plain
+one of the same question (of {pool}; ties: half), beside n / (n + 1). *KL* is estimated from the ranks of the
+replies among the plain ones, a lower bound that the estimator caps at log 8 = 2.1 nats, beside
+log n - (n - 1) / n, what best of n comes to at most.
 """
 
 
@@ -70,7 +71,7 @@ def _row(method: str, n: int, point: Point, plain: Point, best: Point) -> str:
         _short(mean(point.gold_Q)),
         _short(mean(point.proxy_Q)),
         _percent(gain(point.proxy_Q, plain.proxy_Q, best.proxy_Q)),
-        _percent(gain(point.gold_Q, plain.gold_Q, best.gold_Q)),
+        _percent(gain(point.gold_Q, plain.gold_Q, best.gold_Q)) if _gains(plain.gold_Q, best.gold_Q) else "–",
         _share(point.tokens_Q, best.tokens_Q),
         f"{100 * point.rank_Q.mean():.0f} %",
         f"{100 * n / (n + 1):.0f} %",
@@ -78,6 +79,11 @@ def _row(method: str, n: int, point: Point, plain: Point, best: Point) -> str:
         f"{kl_bound(n):.2f}",
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+def _gains(plain_Q: Floats, best_Q: Floats) -> bool:
+    """Whether the reference gains anything at all: of nothing there are no shares."""
+    return mean(best_Q - plain_Q).low > 0
 
 
 def gain(ours_Q: Floats, plain_Q: Floats, best_Q: Floats, resamples: int = 2_000) -> Figure:

@@ -26,7 +26,7 @@ from training.judge.rules import RulesJudge
 from training.loop.gateway import running_gateway
 
 CONSTITUTION = "harmless"
-ASKED, SEEDS = 300, 2
+ASKED, SEEDS = 200, 2
 RULES = ROOT / "training" / "configs" / "demo-rules.yaml"
 NOTES = Path(__file__).with_name("NOTES.md")
 FLAGGED = "output: [{guard: toxicity, threshold: 0.3, action: allow}]\n"
