@@ -27,7 +27,7 @@ class Scale:
     step: float = 6.0
     overload: float = 20.0
     soak: float = 0.0
-    callers: int = 8
+    callers: int = 20
     levels: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
@@ -35,7 +35,7 @@ SCALES = {
     "smoke": Scale(mix=2, spike=1, step=1, overload=2, levels=(1, 8)),  # does it run? Not for quoting
     "short": Scale(),
     "full": Scale(mix=60, spike=15, step=10, overload=30),
-    "soak": Scale(soak=1_800, callers=8),
+    "soak": Scale(soak=1_800),
 }
 
 
@@ -62,18 +62,18 @@ def mix(bench: Bench) -> Figures:
     """The mix of callers: a ramp, then a steady load."""
     scale = bench.scale
     plan = shapes.ramp(scale.callers, over=scale.mix / 4, hold=scale.mix * 3 / 4)
-    seen = bench.run("mix", Load(plan, think=0.5, seed=bench.seed)).requests
+    seen = bench.run("mix", Load(plan, think=1.0, seed=bench.seed)).requests
     whole = figures.of_requests(seen, 0.0, plan.seconds)
     gaps = figures.spread([gap for row in seen if row.outcome == "ok" for gap in row.gaps_ms])
     return {**whole, "callers": scale.callers, "kinds": figures.of_kinds(seen), "gap_ms": gaps}
 
 
 def spike(bench: Bench) -> Figures:
-    """The mix, suddenly with twelve times the callers, and what is left of that afterwards."""
+    """The mix, suddenly with six times the callers, and what is left of that afterwards."""
     scale = bench.scale
-    base, peak = scale.callers, 12 * scale.callers
+    base, peak = scale.callers, 6 * scale.callers
     plan = shapes.spike(base, peak, before=scale.spike, during=scale.spike, after=2 * scale.spike)
-    seen = bench.run("spike", Load(plan, think=0.5, seed=bench.seed)).requests
+    seen = bench.run("spike", Load(plan, think=1.0, seed=bench.seed)).requests
     whole = figures.of_requests(seen, 0.0, plan.seconds)
     parts = {
         "before": figures.of_requests(seen, 0.0, scale.spike),
@@ -135,7 +135,7 @@ def soak(bench: Bench) -> Figures:
     """The mix for a long time; does memory grow?"""
     scale = bench.scale
     plan = shapes.soak(scale.callers, seconds=scale.soak)
-    seen = bench.run("soak", Load(plan, think=0.5, seed=bench.seed))
+    seen = bench.run("soak", Load(plan, think=1.0, seed=bench.seed))
     whole = figures.of_requests(seen.requests, 0.0, plan.seconds)
     roles = sorted({role for sample in seen.samples for role in sample.rss_mib} - {"others"})
     memory: dict[str, Any] = {role: figures.growth(seen.samples, role) for role in roles}
