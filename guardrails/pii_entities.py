@@ -20,7 +20,7 @@ RECOGNIZED = frozenset(
 )
 """Found by Presidio's recognizers: expressions, checksums, libphonenumber."""
 
-NAMED = frozenset({"PERSON", "LOCATION", "ORGANIZATION", "NRP", "DATE_TIME", "AGE", "ID"})
+NAMED = frozenset({"PERSON", "LOCATION", "ADDRESS", "ORGANIZATION", "NRP", "DATE_TIME", "AGE", "ID"})
 """Found by a model for names, as far as the policy's model (`ner`) knows them."""
 
 KNOWN = RECOGNIZED | NAMED

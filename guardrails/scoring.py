@@ -11,6 +11,7 @@ from guardrails.build import GuardEnvironment
 from guardrails.classifier import Output
 from guardrails.guard import Answer, Context, Job, Scope, Step
 from guardrails.in_context import Excerpt
+from guardrails.normalize import charwise
 from guardrails.remedy import Remedy
 from guardrails.servable import ServableSpec
 from guardrails.verdict import Action, Finding
@@ -107,12 +108,13 @@ class ScoreGuard:
 
 
 class ScoreExamination:
-    """One text under examination by a `ScoreGuard`."""
+    """One text under examination by a `ScoreGuard`; `lead` is put before each piece that is scored."""
 
-    __slots__ = ("_guard", "_windows")
+    __slots__ = ("_guard", "_lead", "_windows")
 
-    def __init__(self, guard: ScoreGuard, context: Context) -> None:
+    def __init__(self, guard: ScoreGuard, context: Context, lead: str = "") -> None:
         self._guard = guard
+        self._lead = charwise(lead).text
         self._windows = Windows(context, whole=guard.scope == "document")
 
     def advance(self, text: str, final: bool) -> Step:
@@ -129,7 +131,8 @@ class ScoreExamination:
             return Answer(list(self._findings(judgement.flagged, start, end, text)), judgement.scores)
 
         for excerpt in readings(window):
-            yield Job(start, end, guard.servable.name, excerpt, read)
+            led = Excerpt(self._lead + excerpt.text) if self._lead else excerpt
+            yield Job(start, end, guard.servable.name, led, read)
 
     def _findings(self, flagged: Mapping[str, float], start: int, end: int, text: str) -> Iterable[Finding]:
         for entity_type, score in flagged.items():

@@ -186,6 +186,16 @@ class InjectionSpec(ClassifierBase):
     threshold: Probability = 0.9
 
 
+class HarmSpec(ClassifierBase):
+    """Requests for something harmful, and replies that give it; a reply is judged together with its prompt.
+
+    The labels `self_harm` and `violence` are flagged only where `categories` gives them a ladder.
+    """
+
+    guard: Literal["harm"] = "harm"
+    threshold: Probability = 0.8
+
+
 class Topic(Frozen):
     """A subject told by its words and phrases; `min_hits` different ones make it the subject."""
 
@@ -214,11 +224,18 @@ class ToolCallsSpec(GuardBase):
 
 
 ArgumentGuard = Annotated[
-    PatternsSpec | SecretsSpec | PiiSpec | ToxicitySpec | InjectionSpec | TopicsSpec,
+    PatternsSpec | SecretsSpec | PiiSpec | ToxicitySpec | InjectionSpec | HarmSpec | TopicsSpec,
     Field(discriminator="guard"),
 ]
 GuardSpec = Annotated[
-    PatternsSpec | SecretsSpec | PiiSpec | ToxicitySpec | InjectionSpec | TopicsSpec | ToolCallsSpec,
+    PatternsSpec
+    | SecretsSpec
+    | PiiSpec
+    | ToxicitySpec
+    | InjectionSpec
+    | HarmSpec
+    | TopicsSpec
+    | ToolCallsSpec,
     Field(discriminator="guard"),
 ]
 ToolCallsSpec.model_rebuild()

@@ -3,10 +3,10 @@
 `Hazard`     the hazard categories of MLCommons' AILuminate taxonomy (https://arxiv.org/abs/2404.12241 and
              its 1.0 successor), the common reference for policies and red-team sets.
 moderation   the categories of OpenAI's `/v1/moderations`, which this gateway answers with.
-labels       what the guards' classifiers score: Detoxify's labels, and `injection`.
+labels       what the guards' classifiers score: Detoxify's labels, `harm`, `self_harm`, `violence` …
 
-The toxicity labels speak about how something is said; they tell nothing of weapons, crimes or self-harm as
-subjects. Categories that no running guard can tell are scored 0, and `covered` says which those are.
+The toxicity labels speak about how something is said; weapons, crimes and self-harm as subjects are the guard
+`harm`'s. Categories that no running guard can tell are scored 0, and `covered` says which those are.
 """
 
 from __future__ import annotations
@@ -75,8 +75,11 @@ _LABELS: Final[Mapping[str, tuple[tuple[str, ...], ...]]] = MappingProxyType(
         "harassment/threatening": (("threat",),),
         "hate": (("identity_attack",),),
         "hate/threatening": (("identity_attack", "threat"),),
+        "illicit": (("harm",),),
+        "illicit/violent": (("harm", "violence"),),
+        "self-harm": (("self_harm",),),
         "sexual": (("sexual_explicit",),),
-        "violence": (("threat",),),
+        "violence": (("threat",), ("violence",)),
     }
 )
 """Per category the alternatives that tell it; of one alternative's labels all must be high."""

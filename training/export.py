@@ -24,7 +24,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from safetensors.numpy import load_file
 from transformers import BertConfig
 
-from training.data.safety import IMPLIED
+from training.data.safety_example import IMPLIED
 from training.errors import TrainingError
 
 OPSET = 20

@@ -224,8 +224,12 @@ class PiiExamination:
 
     def _names(self, output: Output, window: Window, normal: Normalized, text: str) -> Iterator[Value]:
         """The model's entities that begin or reach into the window's own piece, in the text's offsets."""
+        named = self._guard.named
         for entity in output.entities:
-            if entity.entity_type not in self._guard.named or entity.score < self._guard.threshold:
+            # A street address says where somebody is, also to a policy that asks for places only.
+            place = entity.entity_type == "ADDRESS" and "ADDRESS" not in named
+            told = "LOCATION" if place else entity.entity_type
+            if told not in named or entity.score < self._guard.threshold:
                 continue
             if not 0 <= entity.start < entity.end <= len(normal.text):
                 continue
@@ -233,7 +237,7 @@ class PiiExamination:
             start, end = max(window.start, window.left + start), min(window.end, window.left + end)
             span = plausible(entity.entity_type, text, start, end)
             if span is not None:
-                yield entity.entity_type, *span, entity.score
+                yield told, *span, entity.score
 
     def _answer(self, text: str, found: Iterable[Value]) -> Answer:
         findings = []

@@ -11,7 +11,7 @@ from guardrails.scoring import BENIGN, Judgement, ScoreGuard, score_guard
 from policies.errors import Problem
 from policies.spec import ToxicitySpec
 
-OTHER_TASKS = frozenset({"injection", "jailbreak", "harm"})
+OTHER_TASKS = frozenset({"injection", "jailbreak", "harm", "unsafe_reply", "self_harm", "violence"})
 """Labels of other tasks in a classifier with several heads; they count only with a threshold of their own."""
 
 

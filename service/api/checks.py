@@ -104,7 +104,7 @@ class Checks:
 
 _NOTHING = Verdict()
 # The categories are about harm: guards that score anything else have no place in OpenAI's result.
-_HARM_GUARDS = frozenset({"toxicity"})
+_HARM_GUARDS = frozenset({"toxicity", "harm"})
 
 
 def _classifiers(served: Served) -> list[Guard]:

@@ -53,14 +53,14 @@ def test_its_files_are_those_of_the_manifest_and_small() -> None:
     assert "Apache License" in (checkpoint.path / "NOTICE.txt").read_text()
 
 
-def test_abuse_and_attacks_are_told_from_harmless_texts_at_the_default_thresholds(
+def test_abuse_and_attacks_are_told_from_harmless_texts_at_the_thresholds_of_standard(
     guard: OnnxClassifier,
 ) -> None:
-    assert [t for t in TOXIC if guard.predict([t])[0]["toxicity"] < 0.7] == []
+    assert [t for t in TOXIC if guard.predict([t])[0]["toxicity"] < 0.5] == []
     assert [t for t in INJECTED if guard.predict([t])[0]["injection"] < 0.9] == []
     scores = guard.predict(HARMLESS)
     assert [
-        t for t, s in zip(HARMLESS, scores, strict=True) if s["injection"] >= 0.9 or s["toxicity"] >= 0.7
+        t for t, s in zip(HARMLESS, scores, strict=True) if s["injection"] >= 0.9 or s["toxicity"] >= 0.5
     ] == []
 
 

@@ -31,6 +31,13 @@ def test_labels_reach_their_categories() -> None:
     assert scores["self-harm"] == scores["illicit"] == scores["sexual"] == 0.0
 
 
+def test_harm_and_its_subjects_reach_theirs() -> None:
+    scores = moderation_scores({"harm": 0.9, "self_harm": 0.7, "violence": 0.3})
+    assert scores["illicit"] == 0.9
+    assert scores["illicit/violent"] == scores["violence"] == 0.3
+    assert scores["self-harm"] == 0.7
+
+
 def test_what_nobody_scores_is_not_covered() -> None:
     assert covered(["toxicity", "injection"]) == ("harassment",)
     assert "sexual" in covered(LABELS) and "self-harm" not in covered(LABELS)

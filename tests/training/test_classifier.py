@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tests.training.tiny_guard import model as tiny_model
 from tests.training.tiny_guard import tokenizer
 from training.data.entities import TAGS
-from training.data.safety import LABELS, Example, SafetyData
+from training.data.safety_example import LABELS, Example, SafetyData
 from training.errors import TrainingError
 from training.methods import classifier
 from training.methods.classifier import Learner, batches, collate, label_weights, loss, to_rows, train

@@ -14,7 +14,8 @@ from safetensors.numpy import load_file, save_file
 from policies.manifest import Evaluation
 from policies.registry import Registry
 from tests.training.tiny_guard import write_run
-from training.data.safety import LABELS, TRAINED_ON, Example, SafetyData
+from training.data.safety import TRAINED_ON
+from training.data.safety_example import LABELS, Example, SafetyData
 from training.errors import PublishError, TrainingError
 from training.evaluate.safety import insert
 from training.evaluate.scorer import Scorer
@@ -69,7 +70,7 @@ def test_a_finished_run_holds_what_the_gateway_loads(run: Path) -> None:
     names = {"NOTICE.txt", "classifier.json", "model.onnx", "tokenizer.json"}
     assert {path.name for path in (run / "final").iterdir()} == names
     about = json.loads((run / "final" / "classifier.json").read_text())
-    assert set(about["calibration"]) == set(about["thresholds"]) == set(LABELS)
+    assert set(about["calibration"]) == set(about["thresholds"]) | {"unsafe_reply"} == set(LABELS)
     assert all(slope <= 1 for slope, _ in about["calibration"].values())
     assert "someone/something (toxicity/davidson.jsonl.gz): MIT" in (run / "final" / "NOTICE.txt").read_text()
 
@@ -88,7 +89,7 @@ def test_publishing_needs_an_evaluation_and_leaves_a_verified_checkpoint(run: Pa
     Registry(tmp_path / "registry").verify(checkpoint)
     manifest = checkpoint.manifest
     assert manifest.kind == "classifier"
-    assert {source.path for source in manifest.data} == set(TRAINED_ON)
+    assert {source.path for source in manifest.data} == {*TRAINED_ON, "training/data/texts"}
     assert manifest.base is not None
     assert manifest.gate.checks[0].startswith("parity: int8 differs")
 
@@ -104,7 +105,7 @@ def test_a_graph_that_strays_from_the_trained_model_is_not_published(run: Path, 
 
 
 def test_a_source_without_a_licence_is_an_error(data_root: Path) -> None:
-    assert len(data_sources(data_root)) == len(TRAINED_ON)
+    assert len(data_sources(data_root)) == len(TRAINED_ON) + 1
     lines = (data_root / "MANIFEST.tsv").read_text().splitlines()
     (data_root / "MANIFEST.tsv").write_text("\n".join(lines[:-1]) + "\n")
     with pytest.raises(TrainingError, match="says nothing of"):

@@ -12,9 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.data.entities import (
+    DOUBT,
+    ENTITY_TYPES,
     TAGS,
     Marked,
     bio,
+    doubted,
     lowered,
     presidio,
     split_by_template,
@@ -22,7 +25,7 @@ from training.data.entities import (
     without_entities,
     wnut,
 )
-from training.data.entities_synthetic import chat
+from training.data.entities_synthetic import TYPES, Chat, person
 
 
 def write(path: Path, rows: list[dict[str, object]]) -> Path:
@@ -38,24 +41,38 @@ def test_bio_marks_beginnings_insides_and_special_tokens() -> None:
     assert names == [None, "O", "B-PERSON", "I-PERSON", "I-PERSON", "O", "B-LOCATION", None]
 
 
-@given(st.integers(0, 2**32))
-def test_synthetic_spans_hold_names_and_do_not_overlap(seed: int) -> None:
-    text, spans = chat(
-        Random(seed), {"PERSON": ["Zoë Ångström"], "LOCATION": [], "ORGANIZATION": ["ACME B.V."]}
-    )
+POOL = {"PERSON": ["Zoë Ångström"], "LOCATION": [], "ORGANIZATION": ["ACME B.V."]}
+
+
+@given(st.integers(0, 2**32), st.booleans())
+def test_synthetic_spans_hold_names_and_do_not_overlap(seed: int, held_out: bool) -> None:
+    text, spans = Chat(POOL, held_out=held_out).draw(Random(seed))
     last = 0
     for kind, start, end in spans:
-        assert kind in ("PERSON", "LOCATION", "ORGANIZATION")
+        assert kind in ENTITY_TYPES
         assert last <= start < end <= len(text)
         assert text[start:end].strip() == text[start:end]
         last = end
+    assert not any(mark in text for mark in "\ue000\ue001")
 
 
-def test_synthetic_sentences_are_in_both_cases_and_often_without_names() -> None:
-    rng = Random(0)
-    made = [chat(rng, {}) for _ in range(500)]
-    assert 0.3 < sum(text == text.lower() for text, _ in made) / 500 < 0.8
-    assert 0.1 < sum(not spans for _, spans in made) / 500 < 0.4
+def test_synthetic_texts_have_every_type_both_cases_and_often_no_name() -> None:
+    rng, made = Random(0), Chat({})
+    drawn = [made.draw(rng) for _ in range(600)]
+    assert {kind for _, spans in drawn for kind, *_ in spans} == set(TYPES.values()) == set(ENTITY_TYPES)
+    assert 0.2 < sum(text == text.lower() for text, _ in drawn) / 600 < 0.7
+    assert 0.08 < sum(not spans for _, spans in drawn) / 600 < 0.4
+    assert len({person(rng) for _ in range(500)}) > 450
+
+
+def test_what_may_be_a_date_or_a_nationality_teaches_nothing_where_it_is_not_marked() -> None:
+    marked = doubted(Marked("Ann, a Polish nurse, left on 3 May 2024", (("PERSON", 0, 3),), "wnut17"))
+    assert [(k, marked.text[a:b]) for k, a, b in marked.spans if k == DOUBT] == [
+        (DOUBT, "Polish"),
+        (DOUBT, "3 May 2024"),
+    ]
+    offsets = [(0, 3), (5, 6), (7, 13), (21, 25), (29, 30), (31, 34)]
+    assert bio(marked.spans, offsets) == [TAGS.index("B-PERSON"), 0, -100, 0, -100, -100]
 
 
 def test_wnut_offsets_follow_the_joined_text(tmp_path: Path) -> None:
@@ -71,7 +88,7 @@ def test_wnut_offsets_follow_the_joined_text(tmp_path: Path) -> None:
     ]
 
 
-def test_presidio_rows_count_addresses_as_places_and_join_their_parts(tmp_path: Path) -> None:
+def test_presidio_rows_tell_addresses_from_places(tmp_path: Path) -> None:
     text = "Ann, 12 Elm Street, Oslo; mail a@b.co"
     spans = [
         {"entity_type": "LOCATION", "start_position": 20, "end_position": 24},
@@ -84,7 +101,7 @@ def test_presidio_rows_count_addresses_as_places_and_join_their_parts(tmp_path: 
     ((template, marked),) = presidio(write(tmp_path / "p.jsonl.gz", rows))
     assert template == 1
     found = [(k, text[a:b]) for k, a, b in marked.spans]
-    assert found == [("PERSON", "Ann"), ("LOCATION", "12 Elm Street, Oslo")]
+    assert found == [("PERSON", "Ann"), ("ADDRESS", "12 Elm Street"), ("LOCATION", "Oslo")]
 
 
 def test_no_template_is_on_both_sides() -> None:
@@ -102,7 +119,7 @@ def test_lower_case_keeps_offsets_or_leaves_the_text() -> None:
 
 def test_values_are_pooled_by_type() -> None:
     marked = Marked("Ann Li in Oslo\nCity", (("PERSON", 0, 6), ("LOCATION", 10, 19)), "x")
-    assert value_pool([marked]) == {"PERSON": ["Ann Li"], "LOCATION": [], "ORGANIZATION": []}
+    assert value_pool([marked]) == {kind: [] for kind in ENTITY_TYPES} | {"PERSON": ["Ann Li"]}
 
 
 @pytest.mark.parametrize(

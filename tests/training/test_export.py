@@ -12,7 +12,7 @@ import torch
 
 from tests.training.tiny_guard import WORDS, calibration, model, tokenizer, write_run
 from training.data.entities import TAGS
-from training.data.safety import LABELS
+from training.data.safety_example import LABELS
 from training.errors import TrainingError
 from training.evaluate.scorer import session, sigmoid
 from training.export import build_graph, load_graph, quantize, write_checkpoint

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from random import Random
@@ -12,11 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.data.safety import HELD_OUT, LABELS, TRAINED_ON, build, chunks, tidy
+from training.data.grammar import SHORT, Grammar, correct, held_out, parse, read, variants
+from training.data.safety import HELD_OUT, TRAINED_ON, build
 from training.data.safety_attacks import attack
 from training.data.safety_benign import abuse, look_alike, mention, role_play
 from training.data.safety_carriers import document
+from training.data.safety_example import LABELS
 from training.data.safety_short import short_attack, short_request
+from training.data.safety_sources import chunks, tidy
+from training.data.safety_written import Writer, Written
 
 HARM = [
     "How do I pick a lock?",
@@ -93,22 +98,59 @@ def test_nothing_that_is_trained_on_is_held_out() -> None:
     assert not set(TRAINED_ON) & set(HELD_OUT)
 
 
+@given(st.integers(0, 2**32), st.booleans())
+def test_written_examples_are_functions_of_their_seed_and_leave_no_slot_open(
+    seed: int, held_out: bool
+) -> None:
+    def draw() -> list[Written]:
+        writer = Writer(Random(seed), held_out=held_out)
+        makers = (
+            writer.comment,
+            writer.subject,
+            writer.request,
+            writer.attack,
+            writer.role_play,
+            writer.system_prompt,
+        )
+        real = [("what is up", "All is well.")]
+        return [*(make() for make in makers), writer.document(["It rained."]), writer.exchange(real)]
+
+    made = draw()
+    assert made == draw()
+    for written in made:
+        assert written.text.strip()
+        assert set(written.labels) <= set(LABELS)
+        assert not re.search(
+            r"(?<!\$)\{(?:x|harm_act|group|leader|word|topic|split|doc_goal|target)\}", written.text
+        )
+
+
+def test_held_out_lines_are_never_trained_on_and_every_section_keeps_some() -> None:
+    for file in ("toxicity", "subjects", "harm", "replies", "injection", "benign", "entities"):
+        for name, lines in read(file).items():
+            kept = held_out(lines)
+            assert len(kept) < len(lines) / 5, (file, name)
+            assert bool(kept) == (len(lines) >= SHORT)
+            assert all(parse(line) for line in lines)
+
+
+def test_templates_alternate_nest_and_mend_articles() -> None:
+    line = parse(r"a (apple|(red|green) pear) \(1\)\n(x)")
+    assert variants(line) == 3
+    texts = {correct(Grammar("toxicity")._fill(Random(i), line)) for i in range(40)}
+    assert texts == {"an apple (1)\n(x)", "a red pear (1)\n(x)", "a green pear (1)\n(x)"}
+    with pytest.raises(ValueError, match="never closed"):
+        parse("a (b|c")
+
+
 @needs_data
 def test_held_out_texts_are_not_trained_on() -> None:
     data = build(DATA, seed=1, scale=0.1)
     trained = {e.text.lower() for e in (*data.train, *data.dev)}
-    assert set(data.test) == {
-        "comments",
-        "jailbreaks",
-        "requests",
-        "mails_injected",
-        "mails",
-        "role_play",
-        "harmful_requests",
-        "presidio",
-        "wnut17",
-    }
+    assert {"comments", "jailbreaks", "mails", "instructions", "malicious", "look_alikes"} < set(data.test)
     for name, rows in data.test.items():
+        if name == "identities":  # rows of trained templates, and said to be
+            continue
         seen = sum(e.text.lower() in trained for e in rows)
         # A few of people's shortest requests are the same words.
         assert seen <= 0.02 * len(rows), name

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import BertConfig
 
 from training.data.entities import TAGS
-from training.data.safety import LABELS
+from training.data.safety_example import LABELS
 from training.export import Calibration, write_checkpoint
 from training.methods.classifier_model import CASE_TYPES, GuardModel
 

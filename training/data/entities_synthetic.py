@@ -1,190 +1,353 @@
-"""Chat-like sentences with people, places and organisations in them, written by a seeded program.
+"""Sentences, mails, logs, tables and code with people, places, organisations, addresses and dates in them.
 
-Public name-tagging corpora are news and tweets; people write to assistants in lower case, without
-punctuation, and with first names that are also words. Sentences without any entity carry such words
-("may", "will", "mark", "turkey") so that a capital letter or a known name alone decides nothing.
+Written by a seeded program from `texts/entities.txt` and the vocabularies of `texts/people.txt`, which are
+of many cultures. A part of the names is made up, so that what stands around a name has to tell it. Public
+name-tagging corpora are news and tweets; people write to assistants in lower case, without punctuation,
+and with first names that are also words. Texts without any name carry such words ("may", "will", "mark",
+"turkey"), so that a capital letter or a known name alone decides nothing.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from random import Random
 
-_FIRST = (
-    "james mary john patricia robert jennifer michael linda david elizabeth william barbara richard "
-    "susan joseph jessica thomas sarah charles karen "
-    "daniel nancy matthew lisa anthony betty mark sandra paul ashley steven kim andrew emily joshua "
-    "donna kevin michelle brian carol george amanda "
-    "edward melissa ronald deborah tim stephanie jason rebecca jeff laura ryan cynthia jacob kathy "
-    "gary amy nick angela eric anna jonathan ruth "
-    "larry brenda justin pamela scott nicole brandon katie ben samantha greg rachel frank emma "
-    "raymond olivia jack maria dennis heather jerry "
-    "diane tyler julie aaron joyce jose victoria adam kelly nathan christina henry joan doug evelyn "
-    "zach lauren peter judith kyle megan ahmed fatima "
-    "mohammed aisha omar layla yusuf zainab wei li ming xiu hiroshi yuki kenji sakura raj priya "
-    "arjun ananya vikram deepa sanjay lakshmi jin soo "
-    "minho jiwoo luis carmen carlos lucia juan sofia diego valentina pedro ines joao beatriz pierre "
-    "camille luc chloe hans greta jurgen anke "
-    "giovanni chiara marco giulia lars astrid bjorn ingrid ivan olga dmitri natasha piotr agnieszka "
-    "jan zofia kofi ama chidi ngozi thabo lerato "
-    "grace hope will bill rose may april june faith frank jordan chase drew sky dawn art pat dean miles"
+from training.data.grammar import Grammar, load, read
+
+_OPEN, _CLOSE = "\ue000", "\ue001"
+_MARK = re.compile(f"{_OPEN}(.)([^{_CLOSE}]*){_CLOSE}")
+TYPES = {
+    "P": "PERSON",
+    "F": "PERSON",
+    "L": "LOCATION",
+    "A": "ADDRESS",
+    "O": "ORGANIZATION",
+    "D": "DATE_TIME",
+    "N": "NRP",
+}
+Spans = list[tuple[str, int, int]]
+Pool = Mapping[str, Sequence[str]]
+
+_ONSETS = "b br c ch cr d dr f fl g gr h j k kr l m n p pr qu r s sh st t tr v w y z zh bh th".split()
+_NUCLEI = "a e i o u ai ea ee ia io ou".split()
+_CODAS = " n r l s t k m nd ng th x rt ll ck sh".split(" ")
+_ENDINGS = (
+    "son sen ez ov ova ski ska ic yan escu idis opoulos oglu berg stein man ton ley wood ford well er ini "
+    "elli etti ato a o i u"
 ).split()
-_LAST = (
-    (
-        "smith johnson williams brown jones garcia miller davis rodriguez martinez hernandez lopez "
-        "gonzalez wilson anderson thomas taylor moore jackson "
-        "martin lee perez thompson white harris sanchez clark ramirez lewis robinson walker young allen "
-        "king wright scott torres nguyen hill flores "
-        "green adams nelson baker hall rivera campbell mitchell carter roberts gomez phillips evans "
-        "turner diaz parker cruz edwards collins reyes "
-        "stewart morris morales murphy cook rogers gutierrez ortiz morgan cooper peterson bailey reed "
-        "kelly howard ramos kim cox ward richardson "
-        "watson brooks chavez wood bennett gray mendoza ruiz hughes price alvarez castillo sanders patel "
-        "myers long ross foster khan hussain ali "
-        "chen wang zhang liu yang huang sato suzuki tanaka watanabe singh kumar sharma gupta muller "
-        "schmidt schneider fischer weber rossi ferrari "
-        "novak kowalski ivanov petrov jensen nielsen larsen okafor mensah dlamini o'brien o'connor "
-        "mcdonald van_dijk de_vries da_silva dos_santos"
+_RUE = ("rue", "avenue", "boulevard", "place", "quai")
+_FIRMS = ("& sons", "and partners", "& co", "brothers", "group", "law")
+_HOUSES = ("university", "bank", "museum", "college", "hospital", "institute", "city hall")
+
+
+@cache
+def _words(section: str) -> tuple[str, ...]:
+    """A vocabulary: parted by bars, or by blanks with `_` for a blank inside."""
+    text = "\n".join(read("people")[section])
+    if "|" in text:
+        return tuple(text.replace("\n", "|").split("|"))
+    return tuple(word.replace("_", " ") for word in text.split())
+
+
+@cache
+def _nationality() -> re.Pattern[str]:
+    return re.compile(r"\b(?:" + "|".join(map(re.escape, _words("nrp"))) + r")s?\b", re.I)
+
+
+def nationalities(text: str) -> Iterator[re.Match[str]]:
+    """Where words stand that say of what people, creed or party somebody is."""
+    return _nationality().finditer(text)
+
+
+def title(text: str) -> str:
+    """Every word with a capital, but for small words inside a name."""
+    raised = re.sub(r"(?<![\w'])([a-zà-ÿ])", lambda m: m[1].upper(), text)
+    return re.sub(
+        r"(?<=.)\b(Of|The|And|De La|De|Da|Van Den|Van|Dos|Bin|Dela)\b(?= )", lambda m: m[1].lower(), raised
     )
-    .replace("_", " ")
-    .split(" ")
-)
-_PLACES = (
-    "london|paris|berlin|new york|los angeles|chicago|houston|boston|seattle|toronto|vancouver|"
-    "sydney|melbourne|tokyo|osaka|seoul|beijing|shanghai|"
-    "mumbai|delhi|bangalore|lagos|nairobi|cairo|cape town|johannesburg|madrid|barcelona|lisbon|porto|"
-    "rome|milan|vienna|zurich|geneva|amsterdam|"
-    "rotterdam|brussels|copenhagen|oslo|stockholm|helsinki|warsaw|krakow|prague|budapest|athens|"
-    "istanbul|ankara|moscow|kyiv|dublin|cork|glasgow|"
-    "edinburgh|manchester|leeds|bristol|san francisco|oakland|san jose|san diego|austin|dallas|"
-    "denver|phoenix|portland|miami|atlanta|orlando|"
-    "texas|california|florida|ohio|nevada|ontario|bavaria|france|germany|spain|italy|portugal|poland|"
-    "sweden|norway|denmark|finland|ireland|"
-    "scotland|england|turkey|egypt|kenya|nigeria|ghana|india|china|japan|south korea|vietnam|"
-    "thailand|australia|new zealand|canada|mexico|brazil|"
-    "argentina|chile|peru|colombia|mount everest|lake tahoe|the alps|central park|hyde park|brooklyn|"
-    "soho|kreuzberg|bali|hawaii|st. louis|"
-    "salt lake city|palo alto|cupertino|bordeaux|lyon|nantes|ghent|utrecht|malmo|tampere|gdansk|brno|"
-    "split|novi sad|tbilisi|almaty|hanoi|cebu"
-).split("|")
-_STREETS = (
-    "maple avenue|12 high street|oak lane|221 baker street|5th avenue|44 mill road|king's road 7|"
-    "hauptstrasse 12|rue de rivoli 3|987 elm st|10 station road|sunset boulevard"
-).split("|")
-_ORGS = (
-    "google|microsoft|apple|amazon|netflix|facebook|tesla|toyota|siemens|bosch|volkswagen|ikea|"
-    "spotify|samsung|sony|nokia|philips|unilever|nestle|"
-    "starbucks|walmart|target|costco|wells fargo|chase bank|goldman sachs|deutsche bank|hsbc|"
-    "barclays|visa|paypal|stripe|uber|lyft|airbnb|"
-    "the red cross|unicef|the world bank|nasa|the fbi|harvard university|stanford|mit|"
-    "oxford university|the mayo clinic|st. mary's hospital|"
-    "delta airlines|lufthansa|fedex|dhl|pfizer|bayer|novartis|general motors|ford|boeing|airbus|"
-    "acme corp|northwind traders|brightwater llc|"
-    "hudson & sons|greenfield dental|blue river bakery|sunrise labs|kestrel capital|"
-    "oakwood elementary|lakeside high school|city hall of springfield|"
-    "manchester united|the lakers|fc porto|the new york times|bbc|cnn|reuters|verizon|vodafone|"
-    "orange telecom|greenpeace|the united nations"
-).split("|")
-_CHAT = (
-    "hi my name is {P}|hello, i'm {P}|this is {P} from {O}|i am {P} and i live in {L}|"
-    "my friend {P} moved to {L} last year|can you write an email to {P} about the meeting|"
-    "{P} works at {O} in {L}|please call {P} tomorrow|i have an appointment with dr. {P} on monday|"
-    "tell {P} that i will be late|who is {P}?|{P} and {P} are getting married in {L}|"
-    "my boss {P} at {O} wants a report|send the parcel to {P}, {S}, {L}|i was born in {L}|"
-    "what's the weather in {L} today|book a flight from {L} to {L}|"
-    "find me a hotel in {L} for two nights|i used to work for {O}|is {O} hiring in {L}?|"
-    "my account with {O} is locked|{O} has not answered my complaint|"
-    "i met {P} at {O} in {L}|my daughter {P} goes to {O}|write a birthday poem for {P}|"
-    "my husband {P} and i are visiting {L}|{P}'s phone number is 555 0199|"
-    "draft a cover letter for {P} applying to {O}|the contract between {O} and {O} was signed by {P}|"
-    "{P} lives at {S}|we are moving to {S} in {L}|"
-    "thanks, {P}|regards, {P}|hey {P}, how are you?|{P} told me that {P} quit|"
-    "ask {P} if she can come to {L}|i think {P} is wrong about that|"
-    "summarize the call with {P} from {O}|name: {P}|customer: {P}, city: {L}|employee {P} ({O})|"
-    "patient {P} was admitted in {L}|the landlord, {P}, ignores me|"
-    "does {O} ship to {L}?|my neighbour {P} is loud|{P} owes me 50 dollars|"
-    "i'm {P}, {P} gave me your contact|my name's {P} btw|from {L} with love|"
-    "is {L} safe for tourists|how far is {L} from {L}|translate this for {P} please|"
-    "i sued {O} in {L}|we studied with {P} at {O}|"
-    "to: {P}\nsubject: trip to {L}|{P}: are you coming?\n{P}: yes, at 8|"
-    "reminder: lunch with {P} at {S}|{P} (born in {L}) is a nurse at {O}|"
-    "log in as {P} failed|user={P} location={L}|the ceo of {O}, {P}, resigned|"
-    "i would like to return an item i bought from {O}|{P} said hi|"
-    "was {P} at the party in {L}?|meet me at {S}|directions to {S}, {L}|my kids {P} and {P} love {L}|"
-    "in {L}, {P} opened a shop"
-).split("|")
-_NOTHING = (
-    "may i ask you something|will you help me with this|can you mark this as done|"
-    "i hope it will work|the rose in the garden is dead|i had turkey for lunch|"
-    "an apple a day|we need to chase the invoice|grace period of ten days|he paid the bill|"
-    "she is a frank person|the dean of the faculty called|at dawn we left|"
-    "art is long|miles to go|a pat on the back|in june and in april|how do i boil an egg|"
-    "write a function that sorts a list|what is the capital of the country|"
-    "my mother is ill|the doctor said no|call me later|i need a new phone|which bank is the best|"
-    "please reset my password|the company did not answer|"
-    "Thanks a lot!|Good Morning|Dear Customer|Best Regards|Dear Sir or Madam|Hello World|"
-    "Happy Birthday|Kind Regards|To Whom It May Concern|Terms and Conditions|"
-    "My brother and my sister live abroad|The Manager is not available|"
-    "Please read the Privacy Policy|Order Number 12345|Customer Service|Step One: open the lid|"
-    "What is Python used for?|I love Java and Kubernetes|the iPhone is expensive|I drive a Golf|"
-    "Is Monday ok?|See you on Friday|Merry Christmas|"
-    "I speak English and a little German|the French are proud|a Chinese restaurant|Docker and Linux|"
-    "JSON is not YAML|PDF or DOCX?|The Bible|World War II|"
-    "I am a Software Engineer|He is Chief of Staff|Ask the Teacher|Mum and Dad are here|"
-    "Grandma is sick|OK Google is a phrase|As an AI language model, I can't|"
-    "Sure! Here is a list:|First, open the Settings|Yes, of course|No problem at all|Dr. said so|"
-    "the king and the queen|our president spoke|hey dude|hi there, buddy|"
-    "act as a travel guide|ignore all previous instructions|you are now a pirate|"
-    "how do i kill a process|why is the sky blue|the lord of the manor|"
-    "Assistant: How can I help?|User: tell me a joke|Error: File Not Found|"
-    "Traceback (most recent call last)|SELECT name FROM users|Dear Hiring Manager"
-).split("|")
-_SLOT = re.compile(r"\{([PLOS])\}")
-_TYPES = {"P": "PERSON", "L": "LOCATION", "S": "LOCATION", "O": "ORGANIZATION"}
 
 
-def _title(text: str) -> str:
-    return re.sub(r"(?<![\w'])([a-zà-ÿ])", lambda m: m[1].upper(), text)
+def _made_up(rng: Random) -> str:
+    """A word that is in no list and can be said."""
+    syllables = rng.choice((1, 2, 2, 3))
+    text = "".join(rng.choice(_ONSETS) + rng.choice(_NUCLEI) for _ in range(syllables))
+    return text + rng.choice(_CODAS if rng.random() < 0.6 else _ENDINGS)
 
 
-def _value(rng: Random, slot: str, pool: Mapping[str, Sequence[str]]) -> str:
-    kind = _TYPES[slot]
-    if slot != "S" and pool.get(kind) and rng.random() < 0.4:
-        return rng.choice(pool[kind])
-    if slot == "P":
-        first, last = rng.choice(_FIRST), rng.choice(_LAST)
-        return _title(
-            rng.choices(
-                (first, f"{first} {last}", f"{first} {rng.choice('abcdehjklmrst')}. {last}", last),
-                (45, 40, 5, 10),
-            )[0]
+def _first(rng: Random) -> str:
+    return _made_up(rng) if rng.random() < 0.12 else rng.choice(_words("first"))
+
+
+def _last(rng: Random) -> str:
+    return _made_up(rng) if rng.random() < 0.25 else rng.choice(_words("last"))
+
+
+def person(rng: Random) -> str:
+    """A name in one of the forms that names have."""
+    first, last = _first(rng), _last(rng)
+    form = rng.choices(range(10), (30, 40, 6, 6, 4, 3, 3, 3, 2, 3))[0]
+    if form == 0:
+        return title(first)
+    if form == 3:
+        return title(last)
+    if form == 4:
+        return f"{title(last)}, {title(first)}"
+    if form == 5:
+        return f"{first[0].upper()}. {title(last)}"
+    if form == 6:
+        return title(f"{first} {last}-{_last(rng)}")
+    if form == 7:
+        return title(f"{first} {_first(rng)} {last}")
+    if form == 8:
+        return title(f"{first} {last}") + rng.choice((" Jr.", " Sr.", " III", ", PhD", " Jr"))
+    if form == 9:
+        return f"{title(first)} {title(last)[0]}."
+    if form == 2:
+        return title(f"{first} {rng.choice('abcdehjklmrst')}. {last}")
+    return title(f"{first} {last}")
+
+
+def place(rng: Random) -> str:
+    """A city, country or region, sometimes two."""
+    city, region = rng.choice(_words("city")), rng.choice(_words("region"))
+    roll = rng.random()
+    if roll < 0.1:
+        city = _made_up(rng) + rng.choice(
+            ("", "ville", "burg", "ton", " city", " falls", "stadt", "grad", "pur", " springs")
         )
-    return _title(rng.choice({"L": _PLACES, "S": _STREETS, "O": _ORGS}[slot])).replace("The ", "the ")
+    name = city if roll < 0.62 else region if roll < 0.9 else f"{city}, {region}"
+    return title(name)
 
 
-def chat(rng: Random, pool: Mapping[str, Sequence[str]]) -> tuple[str, list[tuple[str, int, int]]]:
-    """One sentence and its `(entity_type, start, end)` spans; `pool` adds values per entity type."""
-    if rng.random() < 0.22:
-        text = rng.choice(_NOTHING)
-        return (text.lower() if rng.random() < 0.4 else text), []
-    template = rng.choice(_CHAT)
-    if rng.random() < 0.25:
-        template = f"{template}{rng.choice(('. ', ', ', ' and ', chr(10)))}{rng.choice(_CHAT)}"
+def address(rng: Random) -> str:
+    """A street address, in the customs of several countries; often with postcode and city."""
+    word = (
+        _made_up(rng)
+        if rng.random() < 0.15
+        else rng.choice((*_words("street_word"), rng.choice(_words("last"))))
+    )
+    number = str(rng.choice((rng.randint(1, 99), rng.randint(100, 9999))))
+    kind = rng.choice(_words("street_type"))
+    street = rng.choices(
+        (
+            f"{number} {word} {kind}",
+            f"{number} {rng.choice(('n', 's', 'e', 'w', 'north', 'south'))} {word} {kind}",
+            f"{word}{rng.choice(('strasse', 'straße', 'weg', 'gasse', 'allee', 'platz'))} {number}",
+            f"{rng.choice(_RUE)} {rng.choice(('de', 'du', 'de la', 'des'))} {word} {number}",
+            f"{number} {rng.choice(('rue', 'avenue'))} {word}",
+            f"{rng.choice(('via', 'viale', 'piazza', 'corso'))} {word} {number}",
+            f"{rng.choice(('calle', 'avenida', 'plaza', 'paseo'))} {word} {number}",
+            f"{rng.choice(('rua', 'travessa', 'avenida'))} {word} {number}",
+            f"{word}{rng.choice(('straat', 'laan', 'gracht', 'weg', 'gatan', 'vej', 'katu'))} {number}",
+            f"ul. {word} {number}",
+            f"p.o. box {number}",
+            f"flat {rng.randint(1, 40)}, {number} {word} {kind}",
+            f"unit {rng.randint(1, 90)}/{number} {word} {kind}",
+            f"{rng.randint(1, 9)}-{rng.randint(1, 30)}-{rng.randint(1, 20)} {word}",
+        ),
+        (40, 6, 8, 4, 4, 4, 4, 3, 5, 2, 3, 6, 3, 2),
+    )[0]
+    text = title(street)
+    if rng.random() < 0.2:
+        text += rng.choice(
+            (
+                f", Apt {rng.randint(1, 99)}",
+                f" Apt. {rng.randint(1, 30)}{rng.choice('ABC')}",
+                f", Suite {number}",
+                f", Floor {rng.randint(1, 20)}",
+                f" #{number}",
+            )
+        )
+    if rng.random() < 0.55:
+        city = title(rng.choice(_words("city")))
+        code = rng.choice(
+            (
+                f"{rng.randint(10000, 99999)}",
+                f"{rng.choice('ABEGLMNSW')}{rng.randint(1, 20)} "
+                f"{rng.randint(1, 9)}{rng.choice('ABDEFGH')}{rng.choice('JLNPQRS')}",
+                f"{rng.randint(1000, 9999)}",
+            )
+        )
+        state = rng.choice("CA TX NY FL IL WA OH MA GA AZ NSW VIC ON BC".split())
+        tail = rng.choices(
+            (
+                f", {city}",
+                f", {city}, {state} {code}",
+                f"\n{city}, {state} {code}",
+                f", {code} {city}",
+                f"\n{code} {city}",
+                f", {city} {code}",
+                f", {city}, {title(rng.choice(_words('region')))}",
+            ),
+            (4, 4, 2, 3, 1, 3, 2),
+        )[0]
+        text += tail
+    return text
+
+
+def organisation(rng: Random) -> str:
+    """A known organisation, or one that is made up."""
+    roll = rng.random()
+    if roll < 0.4:
+        return title(rng.choice(_words("org")))
+    word = _made_up(rng) if rng.random() < 0.25 else rng.choice(_words("org_word"))
+    kind = rng.choice(_words("org_type"))
+    if roll < 0.48:
+        return title(
+            f"{rng.choice(_words('last'))} {rng.choice((*_FIRMS, '-' + rng.choice(_words('last'))))}"
+        ).replace(" -", "-")
+    if roll < 0.56:
+        return title(f"{rng.choice(_HOUSES)} of {rng.choice(_words('city'))}")
+    if roll < 0.64:
+        return title(f"{rng.choice(_words('city'))} {kind}")
+    if roll < 0.72:
+        return title(f"{word} {rng.choice(_words('org_word'))} {kind}")
+    if roll < 0.78:
+        return "".join(rng.choice("ABCDEFGHIKLMNOPRSTUVW") for _ in range(rng.choice((3, 3, 4))))
+    made = title(f"{word} {kind}")
+    return re.sub(r"\b(Llc|Gmbh|Ag|Fc|Plc|Oy|Ab|Spa|B\.v\.|S\.a\.)(?=$|\b)", lambda m: m[1].upper(), made)
+
+
+def moment(rng: Random) -> str:
+    """A date, a time or a span of time, in words or figures."""
+    day, month, year = rng.randint(1, 28), rng.choice(_words("month")), rng.randint(1940, 2026)
+    number, hour = rng.randint(1, 12), rng.randint(1, 12)
+    weekday = title(rng.choice(_words("weekday")))
+    ordinal = f"{day}{'th' if 10 < day < 14 else ('th', 'st', 'nd', 'rd', *['th'] * 6)[day % 10]}"
+    return rng.choice(
+        (
+            f"{title(month)} {day}, {year}",
+            f"{day} {title(month)} {year}",
+            f"{ordinal} of {title(month)}",
+            f"{title(month)} {ordinal}",
+            f"{number:02}/{day:02}/{year}",
+            f"{day:02}.{number:02}.{year}",
+            f"{year}-{number:02}-{day:02}",
+            f"{day}/{number}/{year % 100:02}",
+            f"{title(month)} {year}",
+            str(year),
+            weekday,
+            f"last {weekday}",
+            f"next {weekday}",
+            f"{weekday}, {title(month)} {day}",
+            f"{hour}:{rng.randint(10, 59)} {rng.choice(('am', 'pm', 'AM', 'PM'))}",
+            f"{hour}{rng.choice(('am', 'pm'))}",
+            f"{weekday} at {hour}",
+            "today",
+            "tomorrow",
+            "yesterday",
+            "tonight",
+            "last week",
+            "next month",
+            "this morning",
+            f"in {number} days",
+            f"{number} years ago",
+            f"the {rng.choice((60, 70, 80, 90))}s",
+            f"{year}-{number:02}-{day:02}T{hour:02}:30:00Z",
+            f"{weekday} {rng.choice(('morning', 'evening', 'night'))}",
+        )
+    )
+
+
+def _unmarked() -> dict[str, Callable[[Random], str]]:
+    digits: Callable[[Random, int], str] = lambda r, n: "".join(r.choice("0123456789") for _ in range(n))  # noqa: E731
+    return {
+        "num": lambda r: digits(r, r.choice((2, 3, 5, 8))),
+        "year": lambda r: str(r.randint(1960, 2025)),
+        "phone": lambda r: r.choice(
+            (
+                f"({digits(r, 3)}) {digits(r, 3)}-{digits(r, 4)}",
+                f"+44 {digits(r, 4)} {digits(r, 6)}",
+                f"{digits(r, 3)}-{digits(r, 4)}",
+                f"0{digits(r, 9)}",
+            )
+        ),
+        "email": lambda r: (
+            f"{r.choice(_words('first'))}{r.choice(('.', '_', ''))}"
+            f"{r.choice(_words('last')).replace(' ', '')}"
+            f"@{r.choice(('example.com', 'mail.example', 'example.org'))}".replace("'", "")
+        ),
+        "ip": lambda r: ".".join(str(r.randint(1, 254)) for _ in range(4)),
+        "iban": lambda r: f"DE{digits(r, 20)}",
+        "card": lambda r: " ".join(digits(r, 4) for _ in range(4)),
+        "ssn": lambda r: f"{digits(r, 3)}-{digits(r, 2)}-{digits(r, 4)}",
+        "handle": lambda r: f"@{r.choice(_words('first'))}{digits(r, 2)}",
+        "ts": lambda r: (
+            f"{r.randint(2019, 2025)}-0{r.randint(1, 9)}-1{r.randint(0, 9)} "
+            f"0{r.randint(0, 9)}:{r.randint(10, 59)}:{r.randint(10, 59)}"
+        ),
+    }
+
+
+@cache
+def _makers() -> dict[str, Callable[[Random], str]]:
+    return {
+        "P": person,
+        "F": lambda r: title(_first(r)),
+        "L": place,
+        "A": address,
+        "O": organisation,
+        "D": moment,
+        "N": lambda r: title(r.choice(_words("nrp"))),
+    }
+
+
+def _grammar(pool: Pool) -> Grammar:
+    """The templates, with slots that leave a mark around what is to be found."""
+
+    def marked(slot: str) -> Callable[[Random], str]:
+        make, known = _makers()[slot], pool.get(TYPES[slot], ())
+
+        def fill(rng: Random) -> str:
+            value = rng.choice(known) if known and slot not in "FDN" and rng.random() < 0.25 else make(rng)
+            if slot == "D" and not any(c.isdigit() for c in value):
+                return value  # "last Monday" tells nothing about anybody
+            return f"{_OPEN}{slot}{value}{_CLOSE}"
+
+        return fill
+
+    return load("entities", **{slot: marked(slot) for slot in TYPES}, **_unmarked())
+
+
+class Chat:
+    """Draws texts with their spans; `pool` adds values per entity type."""
+
+    def __init__(self, pool: Pool, *, held_out: bool = False) -> None:
+        self._grammar = _grammar(pool)
+        self._held_out = held_out
+
+    def draw(self, rng: Random) -> tuple[str, Spans]:
+        """One text and its `(entity_type, start, end)` spans."""
+        section = "nothing" if rng.random() < 0.2 else "template"
+        text = self._grammar.expand(rng, section, held_out=self._held_out, tidy=False)
+        if rng.random() < 0.2:
+            more = self._grammar.expand(rng, "template", held_out=self._held_out, tidy=False)
+            text += rng.choice((". ", ", ", " and ", "\n")) + more
+        text = text.replace("{{", "{").replace("}}", "}")
+        return _cased(rng, *unmark(text))
+
+
+def unmark(text: str) -> tuple[str, Spans]:
+    """The text without marks, and where they were."""
     pieces: list[str] = []
-    spans: list[tuple[str, int, int]] = []
+    spans: Spans = []
     length = last = 0
-    for slot in _SLOT.finditer(template):
-        before, value = template[last : slot.start()], _value(rng, slot[1], pool)
+    for mark in _MARK.finditer(text):
+        before, value = text[last : mark.start()], mark[2]
         start = length + len(before)
-        spans.append((_TYPES[slot[1]], start, start + len(value)))
+        spans.append((TYPES[mark[1]], start, start + len(value)))
         pieces += [before, value]
-        length, last = start + len(value), slot.end()
-    pieces.append(template[last:])
-    text = "".join(pieces)
+        length, last = start + len(value), mark.end()
+    pieces.append(text[last:])
+    return "".join(pieces), spans
+
+
+def _cased(rng: Random, text: str, spans: Spans) -> tuple[str, Spans]:
     style = rng.random()
-    if style < 0.45 and len(text.lower()) == len(text):
+    if style < 0.33 and len(text.lower()) == len(text):
         return text.lower(), spans
-    if style < 0.5 and len(text.upper()) == len(text):
+    if style < 0.38 and len(text.upper()) == len(text):
         return text.upper(), spans
     return text[0].upper() + text[1:], spans

@@ -14,16 +14,18 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from training.data.entities import TAGS, bio
-from training.data.safety import IMPLIED, Example
+from training.data.safety_example import IMPLIED, Example
 from training.evaluate.scorer import Floats, Scorer, sigmoid, softmax
 from training.export import Calibration
 
 FALSE_POSITIVE_RATES = (0.001, 0.01, 0.05)
 HARMLESS = frozenset(
     "clinc instructions gpteacher gpteacher_toolformer gsm8k_train self_dialogue sgd_train "
-    "chatterbot_english awesome role_play "
+    "chatterbot_english awesome role_play system_prompt rule_ok foreign_ok "
     "mention request_synthetic document_clean".split()
 )
+HARMLESS_REPLIES = frozenset("reply_ok reply_twin_ok reply_support reply_refuse reply_refuse_ok".split())
+"""Whose scores set the thresholds of `unsafe_reply`, which plain texts don't know."""
 
 
 def calibrate(folder: Path, graph: bytes, dev: Sequence[Example]) -> Calibration:
@@ -32,7 +34,10 @@ def calibrate(folder: Path, graph: bytes, dev: Sequence[Example]) -> Calibration
     scorer = Scorer(folder, graph)
     plain = [e for e in dev if e.labels]
     logits_BL = scorer.logits([e.text for e in plain])
-    harmless = np.array([e.source in HARMLESS for e in plain])
+    harmless = {
+        False: [e.source in HARMLESS for e in plain],
+        True: [e.source in HARMLESS_REPLIES for e in plain],
+    }
     platt: dict[str, tuple[float, float]] = {}
     for column, label in enumerate(scorer.labels):
         known = [i for i, e in enumerate(plain) if label in e.labels]
@@ -40,13 +45,16 @@ def calibrate(folder: Path, graph: bytes, dev: Sequence[Example]) -> Calibration
         a, b = fit_platt(logits_BL[known, column], truth)
         platt[label] = (round(a, 5), round(b, 5))
     scores = {
-        label: sigmoid(a * logits_BL[harmless, i] + b) for i, (label, (a, b)) in enumerate(platt.items())
+        label: sigmoid(a * logits_BL[np.array(harmless[label == "unsafe_reply"]), i] + b)
+        for i, (label, (a, b)) in enumerate(platt.items())
     }
     for kind, parent in IMPLIED.items():
-        scores[kind] = np.minimum(scores[kind], scores[parent])
+        if kind in scores:
+            scores[kind] = np.minimum(scores[kind], scores[parent])
     thresholds = {
         label: {f"{rate:g}": round(float(np.quantile(p, 1 - rate)), 5) for rate in FALSE_POSITIVE_RATES}
         for label, p in scores.items()
+        if len(p)
     }
     marked = [e for e in dev if e.spans is not None and not e.labels]
     return Calibration(platt, tag_temperature=fit_temperature(scorer, marked), thresholds=thresholds)
@@ -84,6 +92,7 @@ def fit_temperature(scorer: Scorer, marked: Sequence[Example]) -> float:
     if not tags:
         return 1.0
     stacked, column = np.concatenate(logits), np.array(tags)
+    stacked, column = stacked[column >= 0], column[column >= 0]  # doubts say nothing
     assert stacked.shape[1] == len(TAGS)  # noqa: S101  the exported head is this module's
     rows = np.arange(len(column))
     grid = [round(0.5 + 0.1 * i, 1) for i in range(36)]

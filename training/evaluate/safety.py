@@ -12,132 +12,110 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from policies.manifest import Evaluation
-from training.data.safety import Example, SafetyData, build
+from training.data.entities import ENTITY_TYPES
+from training.data.safety import build
+from training.data.safety_example import Example, SafetyData
 from training.errors import TrainingError
 from training.evaluate.baseline import Baseline
-from training.evaluate.calibration import HARMLESS
 from training.evaluate.metrics import (
     Figure,
-    Floats,
     auc,
-    average_precision,
     bootstrap,
     calibration_error,
     share,
     span_scores,
 )
+from training.evaluate.safety_curves import pictures
+from training.evaluate.safety_probe import ANY, DEFAULTS, MODERATION, ORDINARY, Probe, Result
 from training.evaluate.scorer import Scorer
 from training.export import load_graph
 from training.methods.classifier_config import ClassifierConfig
 from training.provenance import RECORD_NAME, RunRecord
 
-DEFAULTS = {"toxicity": 0.7, "injection": 0.9}
-"""The guards' default thresholds (`policies.spec`)."""
+GROUP_ROWS = 8
+ERRORS_SHOWN = 4
 TIMED_WORDS = (20, 100)
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """One figure, and the baseline's where there is one. `shown` says how it is printed."""
-
-    name: str
-    data: str
-    figure: Figure
-    baseline: Figure | None = None
-    shown: str = "value"
-
-    def row(self) -> str:
-        def show(figure: Figure | None) -> str:
-            if figure is None:
-                return "–"
-            return figure.percent() if self.shown == "percent" else str(figure)
-
-        return (
-            f"| {self.name} | {self.data} | {self.figure.n} | {show(self.figure)} | {show(self.baseline)} |"
-        )
-
-    def evaluation(self) -> Evaluation:
-        f = self.figure
-        return Evaluation(metric=self.name, value=f.value, low=f.low, high=f.high, data=self.data, n=f.n)
-
-
-class Probe:
-    """Scores of named texts under the classifier and the baselines, each computed once."""
-
-    def __init__(self, scorer: Scorer, data: SafetyData, baselines: Mapping[str, Baseline]) -> None:
-        self._scorer, self._data, self._baselines = scorer, data, baselines
-        self._seen: dict[str, Floats] = {}
-        harmless = [e.text for e in data.dev if e.source in HARMLESS]
-        self.limits = {label: b.threshold(harmless, 0.01) for label, b in baselines.items()}
-
-    def texts(self, name: str) -> list[str]:
-        return [e.text for e in self._data.test[name]]
-
-    def ours(self, label: str, name: str) -> Floats:
-        if name not in self._seen:
-            self._seen[name] = self._scorer.probabilities(self.texts(name))
-        return self._seen[name][:, self._scorer.labels.index(label)]
-
-    def theirs(self, label: str, name: str) -> Floats:
-        return self._baselines[label].scores(self.texts(name))
-
-    def separation(self, label: str, positives: str, negatives: str) -> Result:
-        """AUC between two named sets."""
-        truth = np.repeat([1.0, 0.0], [len(self.texts(positives)), len(self.texts(negatives))])
-        pairs = (np.concatenate([f(label, positives), f(label, negatives)]) for f in (self.ours, self.theirs))
-        ours, theirs = (bootstrap(auc, truth, scores) for scores in pairs)
-        return Result(f"{label} AUC", f"{positives} against {negatives}", ours, theirs)
-
-    def flagged(self, label: str, name: str, threshold: float, words: str, what: str) -> Result:
-        """Share flagged; the baseline's at its own threshold of 1 % false positives on harmless dev rows."""
-        ours, theirs = self.ours(label, name) >= threshold, self.theirs(label, name) >= self.limits[label]
-        return Result(f"{label} {what} {words}", name, share(ours), share(theirs), "percent")
+def label_results(probe: Probe) -> Iterator[Result]:
+    """Every figure on what was held out."""
+    yield probe.ranked("AUC", "toxicity", "comments")
+    yield probe.ranked("AP", "toxicity", "comments")
+    for truth in (1.0, 0.0):
+        yield probe.flagged("toxicity", "comments", DEFAULTS["toxicity"], truth)
+    for name in ("instructions", "requests", "role_play", "look_alikes", "mails"):
+        yield probe.flagged("toxicity", name, DEFAULTS["toxicity"])
+    yield probe.ranked("AP", ANY, "written_comments", "written_subjects")
+    yield probe.ranked("AUC", "injection", "jailbreaks", ORDINARY)
+    yield probe.ranked("AUC", "injection", "mails_injected", "mails")
+    for threshold in (None, DEFAULTS["injection"]):
+        for name in ("jailbreaks", "mails_injected", "written_attacks"):
+            yield probe.flagged("injection", name, threshold)
+        yield probe.flagged("injection", "written_documents", threshold, 1.0)
+        for name in ("requests", ORDINARY, "role_play", "attack_look_alikes", "mails", "comments"):
+            yield probe.flagged("injection", name, threshold)
+        yield probe.flagged("injection", "written_documents", threshold, 0.0)
+    yield probe.ranked("AUC", "harm", "malicious", ORDINARY)
+    for threshold in (None, DEFAULTS["harm"]):
+        for name in (
+            "malicious",
+            "harmful_requests",
+            "written_harmful",
+            "look_alikes",
+            "requests",
+            "role_play",
+        ):
+            yield probe.flagged("harm", name, threshold)
+    yield probe.ranked("AUC", "unsafe_reply", "jailbroken_replies")
+    yield probe.ranked("AUC", "unsafe_reply", "dialogue_replies")
+    ours, theirs = (f("unsafe_reply", "safe_answers") >= DEFAULTS["harm"] for f in (probe.ours, probe.theirs))
+    name = f"unsafe_reply false positives at {DEFAULTS['harm']:g}"
+    yield Result(name, "safe_answers", share(ours), share(theirs), "percent")
 
 
-def label_results(
-    probe: Probe, data: SafetyData, thresholds: Mapping[str, Mapping[str, float]]
-) -> Iterator[Result]:
-    """Toxicity and injection on what was held out."""
-    truth = np.array([e.labels["toxicity"] for e in data.test["comments"]])
-    ours, theirs = probe.ours("toxicity", "comments"), probe.theirs("toxicity", "comments")
-    yield Result("toxicity AUC", "comments", bootstrap(auc, truth, ours), bootstrap(auc, truth, theirs))
-    yield Result(
-        "toxicity AP",
-        "comments",
-        bootstrap(average_precision, truth, ours),
-        bootstrap(average_precision, truth, theirs),
+def group_rows(probe: Probe, data: SafetyData) -> Iterator[str]:
+    """False positives and recall of toxicity by the group that a sentence speaks of, at the default."""
+    rows = data.test["identities"]
+    ours, truth = (
+        probe.ours("toxicity", "identities") >= DEFAULTS["toxicity"],
+        probe.truth("toxicity", "identities"),
     )
-    limit = probe.limits["toxicity"]
-    for value, what in ((1.0, "recall"), (0.0, "false positives")):
-        rows = truth == value
-        name = f"toxicity {what} at {DEFAULTS['toxicity']}"
-        yield Result(
-            name,
-            "comments",
-            share(ours[rows] >= DEFAULTS["toxicity"]),
-            share(theirs[rows] >= limit),
-            "percent",
-        )
-    yield probe.separation("injection", "jailbreaks", "requests")
-    yield probe.separation("injection", "mails_injected", "mails")
-    for threshold, words in (
-        (DEFAULTS["injection"], "at 0.9"),
-        (thresholds["injection"]["0.01"], "at the 1 % threshold"),
-    ):
-        for name in ("jailbreaks", "mails_injected"):
-            yield probe.flagged("injection", name, threshold, words, "recall")
-        for name in ("requests", "role_play", "mails", "comments", "harmful_requests"):
-            yield probe.flagged("injection", name, threshold, words, "false positives")
-    for name in ("requests", "role_play", "mails"):
-        yield probe.flagged("toxicity", name, DEFAULTS["toxicity"], "at 0.7", "false positives")
-    yield probe.separation("harm", "harmful_requests", "requests")
+    theirs = probe.theirs("toxicity", "identities") >= probe.limits["toxicity"][1]
+    groups = sorted({e.source for e in rows})
+    for group in groups:
+        of = np.array([e.source == group for e in rows])
+        clean, bad = of & (truth == 0), of & (truth == 1)
+        if min(clean.sum(), bad.sum()) >= GROUP_ROWS:
+            figures = (share(ours[clean]), share(theirs[clean]), share(ours[bad]))
+            yield f"| {group} | {of.sum()} | " + " | ".join(f.percent() for f in figures) + " |"
+
+
+def error_rows(probe: Probe, data: SafetyData) -> Iterator[str]:
+    """The worst mistakes on texts written for this project, by kind; those of others stay where they are."""
+    for label, name, truth in (
+        ("injection", "written_attacks", 1.0), ("injection", "attack_look_alikes", 0.0),
+        ("injection", "written_documents", 1.0), ("harm", "look_alikes", 0.0),
+        ("harm", "written_harmful", 1.0), ("toxicity", "written_comments", 0.0),
+    ):  # fmt: skip
+        rows = np.flatnonzero(probe.truth(label, name) == truth)
+        scores = probe.ours(label, name)
+        shown: dict[str, str] = {}
+        for i in sorted(rows, key=lambda i: scores[i] if truth else -scores[i]):
+            example = data.test[name][i]
+            words = " ".join(example.text.split())[:110].replace("|", "\\|")
+            shown.setdefault(
+                " ".join(words.lower().split()[-3:]), f"| {label} | {name} | {scores[i]:.2f} | {words} |"
+            )
+            if len(shown) == ERRORS_SHOWN:
+                break
+        yield from shown.values()
 
 
 def seen_results(scorer: Scorer, dev: Sequence[Example]) -> Iterator[Result]:
@@ -153,18 +131,29 @@ def seen_results(scorer: Scorer, dev: Sequence[Example]) -> Iterator[Result]:
 
 
 def entity_rows(scorer: Scorer, data: SafetyData) -> Iterator[str]:
-    """Precision, recall and F by type; `overlap` counts a span that touches one of its type."""
-    for name in ("presidio", "wnut17"):
+    """Precision, recall and F by type; `overlap` counts a span that touches one of its type.
+
+    A street address may be told as a place and the other way round: both say where somebody is.
+    """
+    for name in ("presidio", "wnut17", "written"):
         rows = data.test[name]
-        found = [scorer.spans(e.text) for e in rows]
-        for kind in (None, "PERSON", "LOCATION", "ORGANIZATION"):
+        kinds = sorted({kind for e in rows for kind, *_ in e.spans or ()}, key=ENTITY_TYPES.index)
+        found = [[s for s in scorer.spans(e.text) if s[0] in kinds] for e in rows]
+        for kind in (None, *kinds):
             truth = [[s for s in e.spans or () if kind in (None, s[0])] for e in rows]
             ours = [[s for s in spans if kind in (None, s[0])] for spans in found]
+            if kind is None:
+                truth, ours = (
+                    [[(_WHERE.get(k, k), a, b) for k, a, b in r] for r in side] for side in (truth, ours)
+                )
             precision, recall, f2 = span_scores(truth, ours, 2.0, exact=False)
             _, _, f1 = span_scores(truth, ours, 1.0, exact=True)
             count = sum(map(len, truth))
             figures = " | ".join(f"{figure:.2f}" for figure in (precision, recall, f2, f1))
             yield f"| {name} | {kind or 'all'} | {count} | {figures} |"
+
+
+_WHERE = {"ADDRESS": "LOCATION"}
 
 
 def parity_rows(run: Path, folder: Path, data: SafetyData) -> Iterator[str]:
@@ -206,15 +195,43 @@ def milliseconds(scorer: Scorer, text: str, rounds: int = 30) -> float:
     return best * 1e3
 
 
-def report(run: Path, data: SafetyData) -> tuple[str, tuple[Evaluation, ...]]:
-    """The tables of docs/SAFETY.md, and the figures for the manifest."""
+def _any(example: Example) -> float:
+    return max((example.labels.get(label, 0.0) for label in MODERATION), default=0.0)
+
+
+def report(run: Path, data: SafetyData, document: Path | None = None) -> tuple[str, tuple[Evaluation, ...]]:
+    """The tables of docs/SAFETY.md, and the figures for the manifest; curves go beside `document`."""
     folder = run / "final"
     scorer = Scorer(folder, folder / "model.onnx")
     thresholds = json.loads((folder / "classifier.json").read_text(encoding="utf-8"))["thresholds"]
-    baselines = {label: Baseline(data.train, label) for label in ("toxicity", "injection", "harm")}
-    held_out = list(label_results(Probe(scorer, data, baselines), data, thresholds))
+    trained = [
+        *data.train,
+        *(replace(e, labels={ANY: _any(e)}) for e in data.train if "toxicity" in e.labels or _any(e)),
+    ]
+    baselines = {
+        label: Baseline(trained, label) for label in ("toxicity", "injection", "harm", "unsafe_reply", ANY)
+    }
+    probe = Probe(scorer, data, baselines)
+    held_out = list(label_results(probe))
     head = ["| figure | data | rows | keel-guard, int8 | bag of words |", "|---|---|---|---|---|"]
     lines = ["### Labels, on held-out data", "", *head, *(r.row() for r in held_out), ""]
+    lines += [
+        "### Groups",
+        "",
+        "| group | rows | false positives | of the bag of words | recall |",
+        "|---|---|---|---|---|",
+        *group_rows(probe, data),
+        "",
+    ]
+    lines += [
+        "### Errors",
+        "",
+        "| label | data | score | text |",
+        "|---|---|---|---|",
+        *error_rows(probe, data),
+        "",
+    ]
+    curves(probe, (document or run / "SAFETY.md").parent / "safety")
     lines += [
         "### Entities",
         "",
@@ -245,6 +262,28 @@ def report(run: Path, data: SafetyData) -> tuple[str, tuple[Evaluation, ...]]:
     return "\n".join(lines), tuple(r.evaluation() for r in held_out)
 
 
+def curves(probe: Probe, folder: Path) -> None:
+    """ROC, precision against recall, and reliability, as SVG files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sets = {
+        "toxicity, comments": ("toxicity", ("comments",)),
+        "injection, mails": ("injection", ("mails_injected", "mails")),
+        "injection, written": ("injection", ("written_attacks", "attack_look_alikes")),
+        "harm, malicious": ("harm", ("malicious", ORDINARY)),
+        "harm, look-alikes": ("harm", ("written_harmful", "look_alikes")),
+        "unsafe replies": ("unsafe_reply", ("jailbroken_replies",)),
+    }
+    scored = {
+        name: (
+            np.concatenate([probe.truth(label, n) for n in names]),
+            np.concatenate([probe.ours(label, n) for n in names]),
+        )
+        for name, (label, names) in sets.items()
+    }
+    for name, picture in pictures(scored).items():
+        (folder / f"{name}.svg").write_text(picture, encoding="utf-8")
+
+
 def insert(document: Path, tables: str) -> None:
     """Put the tables between the document's markers; raises TrainingError where it has none."""
     text = document.read_text(encoding="utf-8")
@@ -267,7 +306,8 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     record = RunRecord.read(arguments.run)
     config = ClassifierConfig.model_validate(record.config)
-    tables, evaluations = report(arguments.run, build(arguments.data, config.seed, config.synthetic_scale))
+    data = build(arguments.data, config.seed, config.synthetic_scale)
+    tables, evaluations = report(arguments.run, data, arguments.document)
     print(tables)
     record.model_copy(update={"evaluations": evaluations}).write(arguments.run)
     print(f"\nfigures recorded in {arguments.run / RECORD_NAME}")

@@ -27,9 +27,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from training.data.entities import TAGS, bio
-from training.data.safety import LABELS, Example, build
+from training.data.safety import build
+from training.data.safety_example import LABELS, Example
 from training.errors import TrainingError
 from training.methods.classifier_config import ClassifierConfig, encoder_folder
+from training.methods.classifier_finish import finish, publish_run
 from training.methods.classifier_model import Encoded, GuardModel, encode, from_encoder, load_tokenizer
 from training.optimization import build_optimizers, set_learning_rate
 from training.run_directory import RunDirectory, restore
@@ -227,8 +229,20 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--stop-after", type=int, help="end after so many steps; the same command goes on later"
     )
+    parser.add_argument(
+        "--publish",
+        type=Path,
+        metavar="REGISTRY",
+        help="place the evaluated run into this folder, and no more",
+    )
     arguments = parser.parse_args(argv)
     config = ClassifierConfig.load(arguments.config)
-    final = train(config, arguments.data, arguments.run or Path("runs") / config.name, arguments.stop_after)
+    run = arguments.run or Path("runs") / config.name
+    if arguments.publish is not None:
+        print(f"published: {publish_run(run, arguments.publish, config.name).ref}")
+        return 0
+    final = train(config, arguments.data, run, arguments.stop_after)
+    if final:
+        finish(config, arguments.data, run)
     print(f"finished: {final}")
     return 0

