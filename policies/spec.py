@@ -17,6 +17,7 @@ from policies.alignment import RerankSpec, ReviseSpec
 from policies.base import Frozen, Name, Upstream
 from policies.constraints import Constraint
 from policies.errors import Loc, Problem, located
+from policies.records import FeedbackSpec, ReviewSpec
 from policies.severity import Level, Levels, ladder_problems
 
 ActionName = Literal["allow", "log", "redact", "mask", "hash", "rewrite", "escalate", "block"]
@@ -259,6 +260,8 @@ class PolicySpec(Frozen):
     refusal: str = "I can't help with that."
     expose: Literal["none", "summary", "findings"] = "findings"
     max_n: Annotated[int, Field(ge=1, le=128)] = 16
+    feedback: FeedbackSpec | None = None
+    review: ReviewSpec = ReviewSpec(items="escalated")
     adjustable: tuple[Adjustable, ...] = ()
 
     @model_validator(mode="after")
@@ -274,6 +277,11 @@ class PolicySpec(Frozen):
         if problems:
             raise located(problems)
         return self
+
+    @property
+    def keeps_text(self) -> bool:
+        """Whether anything of what is said may be kept."""
+        return (self.feedback is not None and self.feedback.store == "text") or self.review.store == "text"
 
     def with_model(self, model: ModelRef) -> PolicySpec:
         """The same policy in front of another model."""

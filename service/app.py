@@ -31,9 +31,11 @@ from service.audit_calls import AuditCalls
 from service.audit_chain import AuditError
 from service.auth import Callers, KeyFile, KeyFileError
 from service.catalog import Catalog
+from service.comparisons import Comparisons, JudgementRequest
 from service.edge import Authenticate, Gate, Observe
 from service.engines import Engines
 from service.experiments.house import House
+from service.feedback import Feedback, FeedbackRequest
 from service.generation import PATHS
 from service.hotload.canary import Canary
 from service.hotload.swaps import Swaps
@@ -41,9 +43,11 @@ from service.http import App
 from service.limits import Limiter
 from service.openai.types import CheckRequest, EmbeddingRequest, ModerationRequest
 from service.outcomes import Outcomes
+from service.records import Records
+from service.reviews import Reviews
 from service.router import Router
 from service.settings import Settings
-from service.store.database import Database
+from service.store.database import Database, StoreError
 from service.store.writer import Writer
 from service.telemetry.drift import Drift
 from service.telemetry.metrics import Metrics, child
@@ -52,6 +56,7 @@ from service.ui.door import Door
 from service.ui.sessions import Sessions
 
 KEY_REFRESH_SECONDS = 2.0
+FORGET_EVERY_SECONDS = 3_600.0
 Progress = Callable[[str], None]
 
 
@@ -136,6 +141,10 @@ class Gateway:
             log,
             self.audit,
         )
+        self.records = Records(self.writer, self.runtime, log)
+        self.outcomes.subscribe(self.records.observe, self.records.wants)
+        self.comparisons = Comparisons(self.database, self.writer, self.metrics, self.environment.hash_key)
+        self.reviews = Reviews(self.database, self.metrics, self.audit)
         self.last_reload = ReloadResult()
         self.draining = False
         self._started = False
@@ -196,12 +205,24 @@ class Gateway:
                     self.outcomes,
                     self.admission,
                     self.house.experiments,
+                    self.records,
                 )
             }
             for kind, path in PATHS.items()
         }
         endpoints["/v1/checks"] = {"POST": JsonEndpoint(CheckRequest, checks.check, limits)}
         endpoints["/v1/moderations"] = {"POST": JsonEndpoint(ModerationRequest, checks.moderate, limits)}
+        feedback = Feedback(
+            self.catalog,
+            self.records,
+            self.database,
+            self.writer,
+            self.metrics,
+            self.environment.hash_key,
+        )
+        judging = JsonEndpoint(JudgementRequest, self.comparisons.judge, limits)
+        endpoints["/v1/comparisons"] = {"POST": judging}
+        endpoints["/v1/feedback"] = {"POST": JsonEndpoint(FeedbackRequest, feedback.give, limits)}
         endpoints[EMBEDDINGS_PATH] = {"POST": JsonEndpoint(EmbeddingRequest, embeddings.embed, limits)}
         return endpoints
 
@@ -220,6 +241,7 @@ class Gateway:
         await self.writer.resume()
         await self.house.start(watch=self.settings.watch_policies)
         self._tasks.append(asyncio.create_task(self._refresh_keys()))
+        self._tasks.append(asyncio.create_task(self._forget()))
         if self.settings.drift.enabled:
             self._tasks.append(asyncio.create_task(self._watch_drift()))
         if self.settings.watch_policies:
@@ -239,6 +261,7 @@ class Gateway:
         await self.house.aclose()
         await self.swaps.stop()
         await self.engines.stop()
+        await self.records.aclose()
         await self.runtime.aclose()
         await self.limiter.aclose()
         if self._started:
@@ -270,7 +293,30 @@ class Gateway:
     async def metrics_page(self) -> bytes:
         """This gateway's metrics, and the managed engines' own."""
         self.metrics.ready.set(not self.unready())
+        if self._keeps_records():
+            try:
+                await self.reviews.measure()
+            except StoreError as error:
+                self.log.warning("review_queue_not_measured", error=str(error))
         return self.metrics.exposition(await self.engines.metrics())
+
+    def _keeps_records(self) -> bool:
+        """Whether anything is kept of any policy's conversations."""
+        return any(map(self.records.concerns, (*self.catalog.all(), *self.catalog.variants())))
+
+    async def _forget(self) -> None:
+        while True:
+            await asyncio.sleep(FORGET_EVERY_SECONDS)
+            if not self._keeps_records():
+                continue
+            from service.store.retention import forget
+
+            try:
+                gone = await forget(self.database, self.settings.store.keep_days * 86_400)
+            except StoreError as error:
+                self.log.error("old_rows_not_deleted", error=str(error))
+            else:
+                self.log.info("old_rows_deleted", rows=gone)
 
     # Changes while running
 

@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from guardrails.build import GuardEnvironment, GuardSet, build_guards
+from guardrails.build import GuardEnvironment, GuardSet, build_guards, collect_servables
 from guardrails.chain import InputChain
+from guardrails.guard import Guard
 from guardrails.runtime import Runtime
 from guardrails.servable import ServableSpec
 from guardrails.verdict_cache import VerdictCache
@@ -32,6 +33,7 @@ from service.engine.users import Users
 from service.engines import Engines, Target
 from service.http import Header
 from service.openai.errors import ModelNotFound
+from service.redaction import build_redactors
 from service.telemetry.metrics import Metrics
 
 
@@ -52,6 +54,7 @@ class Served:
     strategy: Strategy | None = None
     checkpoints: Mapping[str, str] = field(default_factory=dict)
     users: tuple[Users, ...] = ()
+    redactors: tuple[Guard, ...] = ()  # for texts that are kept
 
     @property
     def name(self) -> str:
@@ -85,7 +88,9 @@ class Served:
     @property
     def guarded(self) -> bool:
         """Whether anything is examined or held back at all."""
-        return bool(self.guards.input or self.guards.output) or self.spec.streaming == "buffer"
+        if self.guards.input or self.guards.output:
+            return True
+        return self.spec.streaming == "buffer" or self.spec.keeps_text
 
 
 Change = tuple[Served | None, Served]
@@ -184,6 +189,7 @@ class Catalog:
                 servables: dict[str, ServableSpec] = {}
                 for served in fresh.values():
                     servables.update(served.guards.servables)
+                    servables.update(collect_servables(served.redactors))
                     if served.strategy is not None:
                         servables.update(served.strategy.servables)
                 targets = [served.target for served in fresh.values()]
@@ -193,7 +199,7 @@ class Catalog:
                 except BaseException:
                     starting.cancel()
                     raise
-                await asyncio.to_thread(_prepare, [served.guards for served in fresh.values()])
+                await asyncio.to_thread(_prepare, list(fresh.values()))
                 if gate is not None:
                     known = {name: self._served.get(name) for name in fresh}
                     await gate(
@@ -236,6 +242,9 @@ class Catalog:
         constraints = to_wire(policy.spec.constraints) if policy.spec.constraints else ""
         strategy = strategy_for(policy.spec, replace(self._means, registry=registry))
         others = {engine.users for engine in (strategy.engines if strategy else ())} - set(target.users)
+        redactors: tuple[Guard, ...] = ()
+        if policy.spec.keeps_text:
+            redactors = await asyncio.to_thread(build_redactors, policy.spec, guards, self._environment)
         return Served(
             policy,
             target,
@@ -246,6 +255,7 @@ class Catalog:
             strategy,
             checkpoints,
             (*target.users, *others),
+            redactors,
         )
 
     def _publish(self) -> None:
@@ -275,6 +285,7 @@ def _check_judges(policies: Mapping[str, Served]) -> None:
             raise StrategyError(f"policy {name!r}: {missing}; there are: {known}")
 
 
-def _prepare(guards: Iterable[GuardSet]) -> None:
-    for guard_set in guards:
-        guard_set.prepare()
+def _prepare(policies: Iterable[Served]) -> None:
+    for served in policies:
+        served.guards.prepare()
+        GuardSet(output=served.redactors).prepare()

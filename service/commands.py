@@ -13,6 +13,7 @@ import typer
 from service.cli_audit import audit_app
 from service.cli_checkpoints import checkpoints_app
 from service.cli_experiments import experiments_app
+from service.cli_feedback import feedback_app
 from service.cli_keys import keys_app
 from service.cli_policy import policy_app
 from service.settings import ConfigError, Settings
@@ -26,6 +27,7 @@ app = typer.Typer(
 app.add_typer(policy_app, name="policy")
 app.add_typer(keys_app, name="keys")
 app.add_typer(checkpoints_app, name="checkpoints")
+app.add_typer(feedback_app, name="feedback")
 app.add_typer(audit_app, name="audit")
 app.add_typer(experiments_app, name="experiments")
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # the catalog makes strategies, which know this module
     from service.catalog import Served
     from service.experiments.assignment import Assignment
     from service.outcomes import Tally
+    from service.transcript import Transcript
 
 Kind = Literal["chat", "text_completion"]
 PATHS: dict[Kind, str] = {"chat": "/v1/chat/completions", "text_completion": "/v1/completions"}
@@ -59,6 +60,7 @@ class Generation:
     first_token_at: float | None = None
     tally: Tally | None = None  # None where nobody wants to know the outcome
     assignment: Assignment | None = None  # None where the model is no experiment
+    transcript: Transcript | None = None  # None where the policy lets no text be kept
 
     @property
     def shown(self) -> str:

@@ -9,6 +9,8 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from service.comparisons import ComparisonReceipt, JudgementRequest
+from service.feedback import FeedbackReceipt, FeedbackRequest
 from service.openai import types as wire
 from service.openai.answers import (
     ChatCompletion,
@@ -29,6 +31,7 @@ API_ERRORS = {
     401: "No API key, or an unknown one.",
     404: "No such model (code `model_not_found`).",
     408: "The body did not arrive in time.",
+    409: "The `Idempotency-Key` came with another body.",
     413: "The body is too large.",
     429: "A rate limit of this key is reached; see `Retry-After`.",
     502: "The engine failed.",
@@ -56,6 +59,15 @@ OPERATIONS: tuple[Operation, ...] = (
         "Score texts in OpenAI's categories",
         wire.ModerationRequest,
         ModerationList,
+        False,
+    ),
+    ("/v1/feedback", "feedback", "Say how good a reply was", FeedbackRequest, FeedbackReceipt, False),
+    (
+        "/v1/comparisons",
+        "feedback",
+        "Say which of two replies is better",
+        JudgementRequest,
+        ComparisonReceipt,
         False,
     ),
     ("/v1/checks", "guards", "Examine texts against a policy", wire.CheckRequest, CheckList, False),

@@ -51,6 +51,7 @@ class Releasing:
         self._held = child(metrics.held_back, self._served.name)
         self._send = send
         self._tally = generation.tally
+        self._transcript = generation.transcript
         self._shape = SHAPES[generation.kind]
         self._states: dict[int, ChoiceState] = {}
         self._moderators: dict[ChannelKey, Moderator] = {}
@@ -169,7 +170,11 @@ class Releasing:
             if state is None:
                 state = self._states[index] = ChoiceState(index)
             if state.finish is None:
-                out += self._shape.take_apart(state, choice)
+                fresh = self._shape.take_apart(state, choice)
+                out += fresh
+                if self._transcript is not None:
+                    for delta in fresh:
+                        self._transcript.add_said(delta.key, delta.text)
             if state.finish is not None:
                 out.append(ChoiceEnd(index, state.finish))
         self._deltas_seen += len(out)
@@ -188,7 +193,10 @@ class Releasing:
                             for piece in self._unmask_rests(item):
                                 yield piece
                             yield item
-                        elif (shown := self._unmask(item)) is not None:
+                            continue
+                        if self._transcript is not None:  # before what was masked is put back
+                            self._transcript.add_released(item.key, item.text)
+                        if (shown := self._unmask(item)) is not None:
                             yield shown
                     self._held.observe(sum(moderator.held for moderator in self._moderators.values()))
         finally:

@@ -115,11 +115,13 @@ class Store(Group):
     """Where completions, experiments, feedback and reviews are kept.
 
     `url` is `sqlite:///FILE` or `postgresql://…`; the default is a file in `state_dir`. Rows that wait for
-    the database are on disk, in `state_dir`, up to `max_spool_bytes` of them.
+    the database are on disk, in `state_dir`, up to `max_spool_bytes` of them. What was kept of conversations,
+    and what was said of them, is deleted after `keep_days`.
     """
 
     url: SecretStr | None = None
     max_spool_bytes: Count = 256 * 1024 * 1024
+    keep_days: Annotated[float, Field(gt=0)] = 90.0
 
     @field_validator("url", mode="after")
     @classmethod

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,10 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import orjson
 import structlog
 
-from guardrails.apply import apply
-from guardrails.chain import Part, check_texts
-from guardrails.guard import Guard, JobRunner
-from guardrails.verdict import Action, Verdict
+from guardrails.guard import JobRunner
+from service.redaction import own_guards, redact
 
 if TYPE_CHECKING:  # the catalog makes strategies, which know this module
     from service.catalog import Served
@@ -86,14 +84,9 @@ class PairStore:
     async def _redacted(self, pair: Pair, served: Served) -> list[str] | None:
         """The pair's texts, the conversation's first, as they may be kept; None where that isn't sure."""
         texts = [*(turn["content"] for turn in pair.conversation), pair.rejected, pair.chosen]
-        guards = pii_guards(served)
-        if not guards:
-            return texts
-        parts = [Part("user", text) for text in texts]
-        result = await check_texts(guards, parts, self._runner, policy_digest=served.policy.digest)
-        if any(part.verdict.failures for part in result.parts):
-            return None
-        return [_without(part.part.text, part.verdict) for part in result.parts]
+        guards = own_guards(served.spec, served.guards, ("pii",))
+        kept = await redact(texts, guards, self._runner, served.policy.digest)
+        return None if kept is None else [one.text for one in kept]
 
     def _write(self, row: bytes) -> None:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -104,21 +97,6 @@ class PairStore:
             os.write(file, row)
         finally:
             os.close(file)
-
-
-def pii_guards(served: Served) -> list[Guard]:
-    """The policy's guards against personal data, of both sides."""
-    spec, guards = served.spec, served.guards
-    sides = ((spec.input, guards.input), (spec.output, guards.output))
-    return [guard for specs, own in sides for s, guard in zip(specs, own, strict=True) if s.guard == "pii"]
-
-
-def _without(text: str, verdict: Verdict) -> str:
-    found = [
-        replace(finding, action=Action.REDACT, replacement=f"<{finding.entity_type}>", mask=False)
-        for finding in verdict.findings
-    ]
-    return apply(text, Verdict.of(found, ()))
 
 
 def _row(pair: Pair, texts: Sequence[str], served: Served) -> bytes:

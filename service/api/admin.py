@@ -13,11 +13,15 @@ from service.api.admin_checkpoints import checkpoint_routes
 from service.api.admin_drift import State as DriftState
 from service.api.admin_drift import drift_routes
 from service.api.admin_experiments import HasHouse, experiment_routes
+from service.api.admin_feedback import State as FeedbackState
+from service.api.admin_feedback import feedback_routes
 from service.api.admin_policies import policy_routes
+from service.api.admin_reviews import State as ReviewState
+from service.api.admin_reviews import review_routes
 from service.audit import actor_of
 
 
-class State(CheckpointState, DriftState, HasHouse, Protocol):
+class State(CheckpointState, DriftState, FeedbackState, HasHouse, ReviewState, Protocol):
     """What these routes ask of the gateway."""
 
     last_reload: ReloadResult
@@ -96,4 +100,6 @@ def admin_routes(state: State) -> APIRouter:
     routes.include_router(drift_routes(state))
     routes.include_router(experiment_routes(state))
     routes.include_router(policy_routes(state))
+    routes.include_router(feedback_routes(state))
+    routes.include_router(review_routes(state))
     return routes

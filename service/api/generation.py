@@ -29,11 +29,13 @@ from service.openai.errors import ApiError, BadRequest
 from service.openai.types import ChatRequest, CompletionRequest
 from service.openai.validation import explain
 from service.outcomes import Outcomes
+from service.records import Records
 from service.release import Releasing, read_object, refuse
 from service.report import Report
 from service.request import Examined, Refusal, beside_engine, examine_input
 from service.settings import Limits
 from service.telemetry.metrics import Metrics
+from service.transcript import Transcript
 
 FORWARDED = (b"traceparent", b"tracestate")
 
@@ -53,6 +55,7 @@ class GenerationEndpoint:
         outcomes: Outcomes,
         admission: Admission,
         experiments: Experiments,
+        records: Records,
     ) -> None:
         self._kind: Kind = kind
         self._catalog = catalog
@@ -65,6 +68,7 @@ class GenerationEndpoint:
         self._admission = admission
         self._experiments = experiments
         self._probes = ConstraintProbes()
+        self._records = records
         self._adapter: TypeAdapter[Any] = TypeAdapter(ChatRequest if kind == "chat" else CompletionRequest)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -90,6 +94,8 @@ class GenerationEndpoint:
         call, served = generation.call, generation.served
         served.enter()
         self._outcomes.begin(generation)
+        if generation.served.spec.keeps_text:
+            generation.transcript = Transcript()
         try:
             await self._answer(generation, send)
         except asyncio.CancelledError:
@@ -105,6 +111,7 @@ class GenerationEndpoint:
         finally:
             served.leave()
             self._outcomes.end(generation)
+            self._records.end(generation)
 
     def _understand(self, scope: Scope, call: Call, body: bytes) -> Generation:
         payload = parse_json(body)
@@ -158,6 +165,8 @@ class GenerationEndpoint:
             generation.tally.report = examined.report
         if generation.assignment is not None:
             examined.report.experiment = generation.assignment.label()
+        if generation.transcript is not None:
+            generation.transcript.examined = examined
         try:
             with self._admission.on_the_way(served):
                 await examine_input(generation, examined, self._metrics)

@@ -15,7 +15,9 @@ from starlette.exceptions import HTTPException
 
 from service.api.admin import State as AdminState
 from service.api.admin import admin_routes
+from service.api.feedback import comparison_routes
 from service.catalog import Served
+from service.comparisons import Comparisons
 from service.openai.errors import ApiError, BadRequest, MethodNotAllowed, NotFound
 from service.openapi import describe
 
@@ -24,6 +26,8 @@ STARTED = int(time.time())
 
 class State(AdminState, Protocol):
     """What these routes ask of the gateway."""
+
+    comparisons: Comparisons
 
     def unready(self) -> dict[str, str]:
         """What keeps the gateway from serving, by component; empty when nothing does."""
@@ -102,6 +106,7 @@ def make_site(state: State) -> FastAPI:
         return _model(state.catalog.get(model), model)
 
     site.include_router(admin_routes(state))
+    site.include_router(comparison_routes(state.comparisons))
     document = describe(site, importlib.metadata.version("keel"))
 
     @site.get("/openapi.json", include_in_schema=False)

@@ -47,6 +47,7 @@ class Metrics:
         self._add_revise(self.registry)
         self._add_store(self.registry)
         self._add_experiments(self.registry)
+        self._add_people(self.registry)
         self._add_state(self.registry)
         self._add_audit(self.registry)
         self._add_drift(self.registry)
@@ -220,6 +221,17 @@ class Metrics:
             "Revised pairs by what became of them as preference data.",
             ("model", "outcome"),
             registry=registry,
+        )
+
+    def _add_people(self, registry: CollectorRegistry) -> None:
+        self.feedback = Counter(
+            "keel_feedback", "What people said of replies.", ("policy", "kind"), registry=registry
+        )
+        self.reviews = Counter(
+            "keel_reviews", "Decisions about what guards withheld.", ("policy", "decision"), registry=registry
+        )
+        self.review_queue = Gauge(
+            "keel_review_queue", "Withheld items that wait for a person.", registry=registry
         )
 
     def _add_store(self, registry: CollectorRegistry) -> None:

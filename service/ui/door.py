@@ -43,8 +43,8 @@ LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 PAGES = {
     GUEST: ("playground", "policies"),
     "api": ("playground", "policies"),
-    "rater": (),
-    "admin": ("playground", "policies"),
+    "rater": ("compare",),
+    "admin": ("playground", "compare", "reviews", "experiments", "policies"),
 }
 
 

@@ -10,7 +10,7 @@ from service.http import Header, Scope, Send, header, send_response
 from service.openai.errors import MethodNotAllowed, NotFound
 
 FOLDER = Path(__file__).parent / "static"
-PAGES = frozenset({"", "login", "playground", "policies"})
+PAGES = frozenset({"", "login", "playground", "compare", "reviews", "experiments", "policies"})
 TYPES = {
     ".html": b"text/html; charset=utf-8",
     ".css": b"text/css; charset=utf-8",

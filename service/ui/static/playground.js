@@ -1,7 +1,7 @@
 // Talk to a policy, and see what its guards do.
 
-import { ApiError, get, stream } from "./api.js";
-import { empty, h, icon, isShortcut, pageHead, replace } from "./dom.js";
+import { ApiError, get, post, stream } from "./api.js";
+import { empty, h, icon, isShortcut, pageHead, replace, toast } from "./dom.js";
 import { findingList, guardTimes, marked, ms, placed, statusChip } from "./findings.js";
 
 const EXAMPLES = [
@@ -146,7 +146,7 @@ class Playground {
     replace(turn.asked, marked(turn.prompt, input));
     replace(turn.said, turn.text ? marked(turn.text, placed(turn.text, output)) : h("span.soft", null, "(nothing was said)"));
     if (turn.reason === "content_filter") turn.said.append(h("p.note.bad.small", null, report?.action === "escalate" ? "Withheld, and passed on for review." : "A guard withheld the rest."));
-    replace(turn.facts, this.timing(turn), this.details(report, [...(report?.input ?? []), ...output]));
+    replace(turn.facts, this.timing(turn), this.thumbs(turn), this.details(report, [...(report?.input ?? []), ...output]));
   }
 
   position() {
@@ -177,6 +177,24 @@ class Playground {
         report.failures?.length ? h("p.note.warn", null, `Could not answer: ${report.failures.map((f) => f.guard).join(", ")}. What they were to examine was not.`) : null,
         report.guards?.length ? guardTimes(report.guards) : null,
         h("p.help", null, "Answered by ", h("code", null, report.checkpoint.slice(0, 40)), " under ", h("code", null, `${report.policy.name}@${report.policy.digest.slice(0, 12)}`))));
+  }
+
+  thumbs(turn) {
+    if (!turn.id) return null;
+    const buttons = [["up", "Good reply"], ["down", "Bad reply"]].map(([thumb, label]) => h("button.quiet.icon", {
+      type: "button", "aria-label": label, title: label, "aria-pressed": "false",
+      onclick: async (event) => {
+        const button = event.currentTarget;
+        try {
+          await post("/v1/feedback", { completion_id: turn.id, thumb });
+          for (const other of buttons) other.setAttribute("aria-pressed", String(other === button));
+          toast("Thank you, that is stored.");
+        } catch (error) {
+          toast(error.code === "completion_not_found" ? "This policy takes no feedback." : error.message);
+        }
+      },
+    }, icon(thumb)));
+    return h("div.row.thumbs", { role: "group", "aria-label": "Was this reply good?" }, buttons);
   }
 
   fail(turn, error) {

@@ -17,6 +17,11 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from service.auth import KeyFile
+from service.comparisons import pair_row
+from service.store import comparisons
+from service.store.database import Database
+from service.store.reviews import reviews
+from service.store.writer import insert_rows
 from tests.fakes.upstream import DONE, Exchange, FakeUpstream, event
 from tests.service.threaded import threaded_gateway
 
@@ -42,9 +47,20 @@ input:
 output:
   - {guard: patterns, label: numbers, patterns: [{name: order_number, regex: '[0-9]{6}'}], action: redact}
   - {guard: patterns, label: angry, words: [scoundrel], action: escalate}
+feedback: {}
+review: {}
 """,
     "bare": "description: No guards at all.\n",
 }
+EXPERIMENT = """name: trial
+description: Do guards cost anything?
+arms: [{name: old, policy: bare}, {name: new, policy: guarded}]
+window_s: 0.5
+every_s: 1
+metrics: [block_rate, tokens_out, duration_p50]
+ramp: {arm: new, steps: [50, 100], min_units: 100000, approve: [100]}
+limits: [{metric: block_rate, max: 0.9}]
+"""
 _ids = itertools.count(1)
 
 
@@ -122,6 +138,46 @@ def threaded_upstream() -> Iterator[str]:
     thread.join()
 
 
+def withheld() -> dict[str, Any]:
+    """A reply that waits for review, the oldest."""
+    text = f"You are a scoundrel, {HOSTILE}"
+    finding = {
+        "guard": "angry",
+        "kind": "patterns",
+        "entity_type": "WORD",
+        "score": 1.0,
+        "action": "escalate",
+    }
+    at = text.index("scoundrel")
+    return {
+        "id": "rev-first",
+        "at": 1.0,
+        "policy": "guarded",
+        "policy_digest": "d" * 64,
+        "checkpoint": "fake",
+        "completion_id": "chatcmpl-000000",
+        "request_id": "req-first",
+        "stage": "output",
+        "action": "escalate",
+        "findings": [{**finding, "start": at, "end": at + 9}],
+        "prompt": [{"role": "user", "content": f"Why so angry? {HOSTILE}"}],
+        "text": text,
+        "status": "open",
+    }
+
+
+async def fill_store(url: str) -> None:
+    """Pairs to compare, and an item to review that was kept with its text; markup in both."""
+    database = Database(url)
+    pairs = [("Name a colour.", "Blue.", "Monday."), ("Say something.", HOSTILE, "Something.")]
+    pairs.append(("What is two and two?\nThink first.", "Four. " * 60, "Five."))
+    rows = [pair_row([{"role": "user", "content": p}], a, b, "import") for p, a, b in pairs]
+    async with database.change() as connection:
+        await insert_rows(connection, comparisons.pairs, rows)
+        await insert_rows(connection, reviews, [withheld()])
+    await database.close()
+
+
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("ui")
@@ -129,7 +185,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     raters = [keys.create(name, role="rater") for name in ("ada", "bea")]
     with threaded_upstream() as upstream:
         policies = {name: MODEL % upstream + text for name, text in POLICIES.items()}
-        settings = {"checkpoints": folder / "checkpoints", "admin_key": ADMIN}
+        experiments = tmp_path_factory.mktemp("experiments")
+        (experiments / "trial.yaml").write_text(EXPERIMENT)
+        settings = {"checkpoints": folder / "checkpoints", "admin_key": ADMIN, "experiments": [experiments]}
+        asyncio.run(fill_store(f"sqlite:///{folder / 'state' / 'keel.db'}"))
         with threaded_gateway(folder, policies, **settings) as url:
             yield Site(url, *raters)
 

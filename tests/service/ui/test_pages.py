@@ -34,7 +34,7 @@ def test_logging_in_and_out(visit: NewVisit, site: Site) -> None:
     page.keyboard.press("Enter")
     expect(page.get_by_role("alert")).to_contain_text("not known")
     page = one.log_in(site.admin)
-    names = ["Playground", "Policies"]
+    names = ["Playground", "Compare", "Reviews", "Experiments", "Policies"]
     assert [
         name for name in page.get_by_role("navigation").get_by_role("link").all_inner_texts() if name in names
     ] == names
@@ -127,7 +127,7 @@ def test_every_page_fits_a_phone(visit: NewVisit, site: Site, colour: str) -> No
     one = visit(width=360, height=740, colour=colour)
     page = one.log_in(site.admin)
     dark = page.evaluate("getComputedStyle(document.body).color")
-    for name in ["Playground", "Policies"]:
+    for name in ["Playground", "Compare", "Reviews", "Experiments", "Policies"]:
         page.get_by_role("navigation").get_by_role("link", name=name).click()
         expect(page.get_by_role("heading", level=1)).to_have_text(name)
         page.wait_for_selector(".loading", state="hidden")

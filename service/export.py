@@ -1,0 +1,238 @@
+"""Feedback, comparisons and reviews as rows of training data.
+
+Feedback and comparisons are in the format of docs/training/feedback.md. Only what was kept with its text, and
+only what can be trained on, becomes a row; everything else is counted by the reason why not.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import LABEL_STYLE_TABLENAME_PLUS_COL, select
+
+from service.agreement import alpha
+from service.reviews import labels_of
+from service.store.comparisons import judgements, pairs
+from service.store.completions import completions
+from service.store.database import Database
+from service.store.feedback import feedback, texts
+from service.store.reviews import reviews
+from service.store.writer import Row
+
+
+@dataclass(slots=True)
+class Exported:
+    """What came out: rows by kind, and what was left out by reason."""
+
+    rows: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    def report(self) -> str:
+        """One line each."""
+        lines = [f"{count} {kind} rows" for kind, count in sorted(self.rows.items())] or ["no rows"]
+        return "\n".join([*lines, *(f"left out: {n} {why}" for why, n in sorted(self.left_out.items()))])
+
+
+async def feedback_rows(
+    database: Database, exported: Exported, since: float = 0.0, policy: str | None = None
+) -> AsyncIterator[Row]:
+    """Preferences, ratings and corrections, as `keel-train feedback` reads them."""
+    async for row in _said(database, exported, since, policy):
+        exported.rows[row["kind"]] += 1
+        yield row
+    async for row in _compared(database, exported, since, policy):
+        exported.rows[row["kind"]] += 1
+        yield row
+
+
+async def review_rows(
+    database: Database, exported: Exported, since: float = 0.0, policy: str | None = None
+) -> AsyncIterator[Row]:
+    """Decided reviews as labelled texts: a text, and per label 0 where its finding was overturned, else 1."""
+    query = select(reviews).where(reviews.c.status != "open", reviews.c.decided_at >= since)
+    if policy is not None:
+        query = query.where(reviews.c.policy == policy)
+    async with database.read() as connection:
+        for found in (await connection.execute(query.order_by(reviews.c.decided_at))).mappings():
+            overturned = found["status"] == "overturned"
+            labels = labels_of(found["findings"], overturned)
+            if found["text"] is None:
+                exported.left_out["reviews whose text was not kept"] += 1
+            elif not labels:
+                exported.left_out["reviews of what no classifier had found"] += 1
+            else:
+                exported.rows[found["status"]] += 1
+                yield {
+                    "text": found["text"],
+                    "labels": labels,
+                    "source": "review",
+                    "stage": found["stage"],
+                    "decision": found["status"],
+                    "id": found["id"],
+                    "policy": found["policy"],
+                    "created": _time(found["decided_at"]),
+                }
+
+
+async def agreement(database: Database) -> dict[str, Any]:
+    """Counts, and how far raters agree on pairs and on thumbs."""
+    async with database.read() as connection:
+        votes = (await connection.execute(select(judgements))).mappings().all()
+        thumbs = select(feedback.c.completion_id, feedback.c.value).where(feedback.c.kind == "thumb")
+        thumbed = (await connection.execute(thumbs)).all()
+    pairs_of: dict[str, list[str]] = {}
+    for vote in votes:
+        if vote["choice"] != "skip":
+            pairs_of.setdefault(vote["pair_id"], []).append(vote["choice"])
+    replies: dict[str, list[str]] = {}
+    for completion_id, thumb in thumbed:
+        replies.setdefault(completion_id, []).append(thumb)
+    on_pairs, several_pairs = alpha(pairs_of.values())
+    on_replies, several_replies = alpha(replies.values())
+    return {
+        "judgements": len(votes),
+        "skipped": sum(vote["choice"] == "skip" for vote in votes),
+        "raters": len({vote["rater"] for vote in votes}),
+        "pairs": {"alpha": on_pairs, "several": several_pairs, "judged": len(pairs_of)},
+        "thumbs": {"alpha": on_replies, "several": several_replies, "judged": len(replies)},
+    }
+
+
+async def _said(
+    database: Database, exported: Exported, since: float, policy: str | None
+) -> AsyncIterator[Row]:
+    """What was said of single replies, and preferences between completions."""
+    query = (
+        select(feedback, texts.c.prompt, texts.c.replies, completions.c.checkpoint)
+        .select_from(
+            feedback.outerjoin(texts, texts.c.completion_id == feedback.c.completion_id).outerjoin(
+                completions, completions.c.completion_id == feedback.c.completion_id
+            )
+        )
+        .where(feedback.c.at >= since, feedback.c.kind.in_(("thumb", "score", "correction", "preference")))
+        .order_by(feedback.c.completion_id, feedback.c.rater, feedback.c.objective, feedback.c.kind)
+    )
+    if policy is not None:
+        query = query.where(feedback.c.policy == policy)
+    async with database.read() as connection:
+        found = [dict(row) for row in (await connection.execute(query)).mappings()]
+        others = [row["other"] for row in found if row["kind"] == "preference"]
+        known = select(texts.c.completion_id, texts.c.prompt_digest, texts.c.prompt, texts.c.replies)
+        rows = (await connection.execute(known.where(texts.c.completion_id.in_(others)))).mappings()
+        other = {row["completion_id"]: dict(row) for row in rows}
+    ratings: dict[tuple[str, str, str], Row] = {}
+    for row in found:
+        why = _unfit(row["prompt"], row["replies"])
+        if why is not None:
+            exported.left_out[f"{row['kind']}s {why}"] += 1
+            continue
+        about = _about(row)
+        prompt, reply = _prompt(row["prompt"]), row["replies"][0].strip()
+        if row["kind"] in ("thumb", "score"):
+            key = (row["completion_id"], row["rater"], row["objective"])
+            rating = ratings.setdefault(key, {"kind": "rating", "prompt": prompt, "reply": reply, **about})
+            rating[row["kind"]] = row["value"]
+        elif row["kind"] == "correction" and row["value"].strip() != reply:
+            kept = {"reply": reply, "correction": row["value"].strip()}
+            yield {"kind": "correction", "prompt": prompt, **kept, **about}
+        elif row["kind"] == "preference":
+            preference = _preference(row, other.get(row["other"]), prompt, reply, about)
+            if isinstance(preference, str):
+                exported.left_out[preference] += 1
+            else:
+                yield preference
+    for rating in ratings.values():
+        yield rating
+
+
+def _preference(row: Row, other: Row | None, prompt: str | list[Any], reply: str, about: Row) -> Row | str:
+    """A row, or why there is none."""
+    if other is None or _unfit(other["prompt"], other["replies"]) is not None:
+        return "preferences whose other reply was not kept"
+    if other["prompt"] != row["prompt"]:
+        return "preferences between replies to different prompts"
+    rejected = other["replies"][0].strip()
+    if rejected == reply:
+        return "preferences between equal replies"
+    said = {"chosen": reply, "rejected": rejected, "preference_strength": float(row["value"])}
+    return {"kind": "preference", "prompt": prompt, **said, **about}
+
+
+async def _compared(
+    database: Database, exported: Exported, since: float, policy: str | None
+) -> AsyncIterator[Row]:
+    """What raters preferred of the pairs that they were shown."""
+    query = (
+        select(judgements, pairs)
+        .join(pairs, pairs.c.id == judgements.c.pair_id)
+        .where(judgements.c.at >= since)
+        .order_by(judgements.c.pair_id, judgements.c.rater)
+        .set_label_style(LABEL_STYLE_TABLENAME_PLUS_COL)
+    )
+    async with database.read() as connection:
+        found = [dict(row) for row in (await connection.execute(query)).mappings()]
+    for row in found:
+        choice = row["judgements_choice"]
+        if choice in ("tie", "skip"):
+            exported.left_out[{"tie": "ties", "skip": "skipped pairs"}[choice]] += 1
+            continue
+        better, worse = ("first", "second") if choice == "first" else ("second", "first")
+        about = {name: row[f"pairs_{side}_about"] for name, side in (("chosen", better), ("rejected", worse))}
+        if policy is not None and policy not in (one.get("policy") for one in about.values()):
+            continue
+        why = _unfit(row["pairs_prompt"], [row["pairs_first"], row["pairs_second"]], single=False)
+        if why is not None:
+            exported.left_out[f"comparisons {why}"] += 1
+            continue
+        yield {
+            "kind": "preference",
+            "prompt": _prompt(row["pairs_prompt"]),
+            "chosen": row[f"pairs_{better}"].strip(),
+            "rejected": row[f"pairs_{worse}"].strip(),
+            "preference_strength": float(row["judgements_strength"]),
+            "objective": row["pairs_objective"],
+            "rater": row["judgements_rater"],
+            "id": row["judgements_pair_id"],
+            **{name: about["chosen"][name] for name in ("checkpoint", "policy") if name in about["chosen"]},
+            "created": _time(row["judgements_at"]),
+        }
+
+
+def _unfit(prompt: Any, replies: Any, single: bool = True) -> str | None:
+    """Why this can't be trained on; None where it can."""
+    if not prompt or not replies:
+        return "of which no text was kept"
+    if single and len(replies) != 1:
+        return "of requests with several choices"
+    if any(not reply.strip() for reply in replies):
+        return "of empty replies"
+    turns = [turn["role"] for turn in prompt]
+    talk = turns[1:] if turns[0] == "system" else turns
+    expected = ["user", "assistant"] * len(talk)
+    if len(talk) % 2 == 0 or talk != expected[: len(talk)] or any(not t["content"].strip() for t in prompt):
+        return "of conversations that don't go in turns"
+    return None
+
+
+def _prompt(turns: Sequence[Mapping[str, str]]) -> str | list[Mapping[str, str]]:
+    return turns[0]["content"] if len(turns) == 1 else list(turns)
+
+
+def _about(row: Row) -> Row:
+    about = {
+        "objective": row["objective"],
+        "rater": row["rater"],
+        "id": row["completion_id"],
+        "checkpoint": row["checkpoint"],
+        "policy": row["policy"],
+        "created": _time(row["at"]),
+    }
+    return {name: value for name, value in about.items() if value is not None}
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

@@ -1,0 +1,219 @@
+"""What is kept of generations whose policies ask for it: that they were, their texts, what was withheld.
+
+All of it happens behind the reply: rows go into the store's spool, texts first through guard workers that
+take personal data out. Where that can't be done, the texts are not kept; what was found still is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+import orjson
+from structlog.typing import FilteringBoundLogger
+
+from guardrails.runtime import Runtime
+from guardrails.verdict import Finding
+from policies.records import ReviewSpec
+from service.catalog import Served
+from service.generation import Generation
+from service.outcomes import Outcome
+from service.redaction import redact
+from service.report import Report
+from service.store.completions import row_of
+from service.store.writer import Row, Writer
+from service.transcript import Messages, conversation
+
+KNOWN = 20_000  # completions that are remembered here, before the store is asked
+KEEPING = 256  # texts that are being redacted at a time
+REDACT_SECONDS = 15.0
+_DEFAULT_REVIEW = ReviewSpec(items="escalated")
+
+
+class Records:
+    """One gateway's."""
+
+    def __init__(self, writer: Writer, runtime: Runtime, log: FilteringBoundLogger) -> None:
+        self._writer = writer
+        self._runtime = runtime
+        self._log = log
+        self._wanted: dict[str, bool] = {}
+        self._known: OrderedDict[str, str] = OrderedDict()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def policy_of(self, completion_id: str) -> str | None:
+        """The policy of a completion that this gateway gave not long ago."""
+        return self._known.get(completion_id)
+
+    def concerns(self, served: Served) -> bool:
+        """Whether anything is kept of this policy's generations."""
+        digest = served.policy.digest
+        if digest not in self._wanted:
+            spec = served.spec
+            escalates = '"escalate"' in spec.model_dump_json()
+            self._wanted[digest] = spec.feedback is not None or spec.review != _DEFAULT_REVIEW or escalates
+        return self._wanted[digest]
+
+    def wants(self, generation: Generation) -> bool:
+        """For `Outcomes.subscribe`."""
+        return self.concerns(generation.served)
+
+    def observe(self, outcome: Outcome) -> None:
+        """Keep that it was, for who asks by its id."""
+        if not outcome.completion_id:
+            return
+        self._writer.put("completions", row_of(outcome))
+        self._known[outcome.completion_id] = outcome.policy
+        if len(self._known) > KNOWN:
+            self._known.popitem(last=False)
+
+    def end(self, generation: Generation) -> None:
+        """Keep its texts, and what was withheld of it, as far as its policy wants that."""
+        tally = generation.tally
+        if tally is None or not self.concerns(generation.served):
+            return
+        spec, transcript = generation.served.spec, generation.transcript
+        if tally.report is not None and _to_review(spec.review, tally.report):
+            self._review(generation, tally.report, tally.completion_id)
+        feedback = spec.feedback is not None and spec.feedback.store == "text"
+        if (
+            feedback
+            and transcript is not None
+            and tally.completion_id
+            and generation.call.state == "finished"
+        ):
+            prompt, replies = conversation(generation), transcript.replies()
+            if prompt and any(replies):
+                self._start(self._keep_texts(generation.served, tally.completion_id, prompt, replies))
+
+    async def aclose(self) -> None:
+        """See what is being kept to its end, for a while."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=REDACT_SECONDS)
+
+    def _start(self, keeping: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(keeping)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # Texts
+
+    async def _keep_texts(
+        self, served: Served, completion_id: str, prompt: Messages, replies: Sequence[str]
+    ) -> None:
+        kept = await self.redacted(served, [*(turn["content"] for turn in prompt), *replies])
+        if kept is None:
+            return
+        said = [text for text, _ in kept]
+        turns = [{**turn, "content": text} for turn, text in zip(prompt, said, strict=False)]
+        row = {
+            "completion_id": completion_id,
+            "policy": served.name,
+            "prompt_digest": prompt_digest(turns),
+            "prompt": turns,
+            "replies": said[len(prompt) :],
+            "at": time.time(),
+        }
+        self._writer.put("texts", row)
+
+    async def redacted(
+        self, served: Served, texts: Sequence[str], spans: Sequence[tuple[int, int]] = ()
+    ) -> list[tuple[str, list[tuple[int, int]]]] | None:
+        """The texts as they may be kept, and where `spans` of each now stand; None where they may not.
+
+        A policy that keeps no text has no guards for that, so that nothing may be kept.
+        """
+        if not served.redactors or len(self._tasks) > KEEPING:
+            return None
+        try:
+            async with asyncio.timeout(REDACT_SECONDS):
+                found = await redact(texts, served.redactors, self._runtime, served.policy.digest)
+        except TimeoutError:
+            found = None
+        if found is None:
+            self._log.warning("texts_not_kept", policy=served.name, reason="guards could not examine them")
+            return None
+        return [(one.text, [one.place(*span) for span in spans]) for one in found]
+
+    # What was withheld
+
+    def _review(self, generation: Generation, report: Report, completion_id: str) -> None:
+        served, transcript = generation.served, generation.transcript
+        stage, where, findings = _withheld(report)
+        row: Row = {
+            "id": f"rev-{secrets.token_hex(12)}",
+            "at": time.time(),
+            "policy": served.name,
+            "policy_digest": served.policy.digest,
+            "checkpoint": served.target.checkpoint,
+            "completion_id": completion_id,
+            "request_id": generation.call.id,
+            "stage": stage,
+            "action": report.action.name.lower(),
+            "findings": [_told(served, finding) for finding in findings],
+            "prompt": None,
+            "text": None,
+            "status": "open",
+        }
+        if served.spec.review.store == "none" or transcript is None:
+            self._writer.put("reviews", row)
+            return
+        if stage == "input":
+            text, prompt = transcript.withheld_input(str(where)), None
+        else:
+            text, prompt = transcript.withheld_reply(*where), conversation(generation)
+        self._start(self._keep_review(served, row, text, prompt or []))
+
+    async def _keep_review(self, served: Served, row: Row, text: str, prompt: Messages) -> None:
+        spans = [(found["start"], found["end"]) for found in row["findings"]]
+        texts = [text, *(turn["content"] for turn in prompt)]
+        kept = await self.redacted(served, texts, spans) if text else None
+        if kept is not None:
+            (row["text"], places), *turns = kept
+            for found, (start, end) in zip(row["findings"], places, strict=True):
+                found["start"], found["end"] = start, end
+            said = [{**turn, "content": told} for turn, (told, _) in zip(prompt, turns, strict=True)]
+            row["prompt"] = said or None
+        self._writer.put("reviews", row)
+
+
+def prompt_digest(turns: Messages) -> str:
+    """The same for the same conversation."""
+    return hashlib.sha256(orjson.dumps(turns)).hexdigest()
+
+
+def _to_review(spec: ReviewSpec, report: Report) -> bool:
+    if not report.action.withholds:
+        return False
+    return spec.items == "withheld" or report.action.name == "ESCALATE"
+
+
+def _withheld(report: Report) -> tuple[str, str | tuple[int, str], list[Finding]]:
+    """The stage, the text and the findings of what was withheld first: in the request, else in the reply."""
+    for param, finding in report.input:
+        if finding.action.withholds:
+            return "input", param, [one for place, one in report.input if place == param]
+    for choice, channel, finding in report.output:
+        if finding.action.withholds:
+            same = [one for c, name, one in report.output if (c, name) == (choice, channel)]
+            return "output", (choice, channel), same
+    stage = next((stage for stage, failure in report.failures if failure.action.withholds), "output")
+    return (stage, "", []) if stage == "input" else (stage, (0, "content"), [])
+
+
+def _told(served: Served, finding: Finding) -> dict[str, Any]:
+    kinds = {spec.title: spec.guard for spec in (*served.spec.input, *served.spec.output)}
+    return {
+        "guard": finding.guard,
+        "kind": kinds.get(finding.guard, finding.guard),
+        "entity_type": finding.entity_type,
+        "start": finding.start,
+        "end": finding.end,
+        "score": round(finding.score, 4),
+        "action": finding.action.name.lower(),
+    }
