@@ -60,7 +60,12 @@ UPDATE exposures SET
          coalesce(sum(c.tokens_out), 0), coalesce(sum(c.characters), 0)
   {OWN}),
  duration_s = (SELECT c.duration_s {OWN} AND c.state = 'finished' ORDER BY c.at LIMIT 1),
- first_token_s = (SELECT c.first_token_s {OWN} AND c.first_token_s IS NOT NULL ORDER BY c.at LIMIT 1)
+ first_token_s = (SELECT c.first_token_s {OWN} AND c.first_token_s IS NOT NULL ORDER BY c.at LIMIT 1),
+ (feedback_sum, feedback_n) =
+ (SELECT coalesce(sum(CASE WHEN CAST(f.value AS TEXT) = '"up"' THEN 1.0 ELSE 0.0 END), 0), count(f.value)
+  FROM completions c JOIN feedback f ON f.completion_id = c.completion_id AND f.kind = 'thumb'
+  WHERE c.experiment = exposures.experiment AND c.epoch = exposures.epoch
+    AND c.unit = exposures.unit AND c.arm = exposures.arm)
 WHERE id IN (
  SELECT id FROM exposures
   WHERE experiment = :experiment AND epoch = :epoch AND settled IS NULL

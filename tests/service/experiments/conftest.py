@@ -53,7 +53,8 @@ def trying(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Try
     ) -> AsyncIterator[Running]:
         folder = tmp_path / "experiments"
         folder.mkdir(exist_ok=True)
-        head = "name: test\nevery_s: 0.3\nwindow_s: 0.1\n"
+        window = "" if "window_s" in experiment else "window_s: 0.1\n"
+        head = f"name: test\nevery_s: 0.3\n{window}"
         (folder / "test.yaml").write_text(head + experiment)
         options = {"admin_key": ADMIN["authorization"][7:], "experiments": [folder], **settings}
         async with serve({"other": other}, **options) as keel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from sqlalchemy import text
@@ -184,3 +185,47 @@ async def test_models_and_checks_know_the_experiment(trying: Trying) -> None:
         assert b'"id":"test"' in body
         status, answer, _ = await keel.post("/v1/checks", {"model": "test", "input": "hello"})
         assert (status, answer["model"]) == (200, "plain")
+
+
+@pytest.mark.servers("initdb")
+async def test_two_gateways_share_a_postgres_and_one_looks(
+    trying: Trying, postgres_url: str, tmp_path: Path
+) -> None:
+    shared = {"store": {"url": postgres_url}, "hash_key": "k" * 32}
+    async with trying(TWO, **shared) as one, trying(TWO, **shared, state_dir=tmp_path / "second") as two:
+        arms = {str(number): (await ask(one, str(number)))[0] for number in range(12)}
+        assert {s: (await ask(two, s))[0] for s in arms} == arms
+        for keel in (one, two):
+            await eventually(keel, lambda o: o["look"] and sum(a["units"] for a in o["look"]["arms"]) == 12)
+        status, _, _ = await two.post("/admin/v1/experiments/test/rollback", {}, ADMIN)
+        assert status == 200
+        async with asyncio.timeout(20):
+            while {(await ask(one, s))[0] for s in arms} != {"control"}:  # noqa: ASYNC110 - nothing tells
+                await asyncio.sleep(0.05)
+        exposed = [row for row in await rows(one, "exposures") if row["epoch"] == 1]
+        assert {str(row["unit"]) for row in await rows(two, "exposures")} >= {str(r["unit"]) for r in exposed}
+        assert len(exposed) == 12
+        begun = [e for e in (await overview(one))["history"] if e["action"] == "begin"]
+        assert len(begun) == 1
+
+
+async def test_thumbs_given_within_the_window_are_a_metric(trying: Trying) -> None:
+    async with trying(TWO.replace("arms:", "window_s: 4\narms:")) as keel:
+        for number in range(4):
+            _, answer = await ask(keel, str(number))
+            row = {
+                "completion_id": answer["id"],
+                "rater": "r",
+                "kind": "thumb",
+                "other": "",
+                "value": "up" if number else "down",
+                "objective": "helpful",
+                "policy": "plain",
+                "at": 1.0,
+            }
+            await keel.gateway.writer.write("feedback", row)
+        found = await eventually(
+            keel, lambda o: o["look"] and sum(a["units"] for a in o["look"]["arms"]) == 4
+        )
+        seen = [(arm["units"], arm["metrics"]["feedback"]["estimate"]) for arm in found["look"]["arms"]]
+        assert sum(units * (estimate or 0) for units, estimate in seen) == pytest.approx(3)
