@@ -15,12 +15,13 @@ from policies.registry import Registry
 from service.hotload import memory
 from service.hotload.swaps import SwapResult, Wish
 from tests.fakes.vllm_hotload import install
-from tests.hotload import publish_adapter, publish_tiny, spoil_json, untie
+from tests.hotload import publish_adapter, publish_folder, publish_tiny, spoil_json, untie
 from tests.service.conftest import Running, Serve, events
 from tests.service.conftest import until as until_within
 
 pytestmark = pytest.mark.timeout(600)
 
+GUARD = Path(__file__).parents[2] / "checkpoints" / "keel-guard"
 MODEL = "model: {checkpoint: chat}\n"
 CANARY = """
 prompts: ["Hello!", "And now?"]
@@ -389,3 +390,22 @@ async def test_what_can_not_be_read_in_place_is_loaded_beside(hot: Hot, untied: 
         (why,) = (seen for step, seen in result.steps if step == "beside")
         assert "a packed copy of tied embeddings" in why
         assert await asked(keel) == "other"
+
+
+# ---- classifiers -------------------------------------------------------------------------------------------
+
+
+async def test_a_guards_classifier_is_swapped_as_a_model_is(hot: Hot, root: Path) -> None:
+    first, second = (publish_folder(root, GUARD, name, "classifier") for name in ("guard-one", "guard-two"))
+    Registry(root).point("guard", first.ref)
+    watched = MODEL + "output:\n  - {guard: toxicity, model: guard, threshold: 0.9, action: block}\n"
+    async with hot({"hot": watched}) as keel:
+        async with load(keel, callers=2) as seen:
+            result = await keel.gateway.swaps.swap(Wish("guard", "guard-two"))
+            before = len(seen)
+            await until(lambda: len(seen) > before + 2)
+        assert (result.outcome, result.reason) == ("promoted", "")
+        (servable,) = keel.gateway.catalog.get("hot").guards.servables
+        assert servable == f"guard-two@{second.digest[:16]}"
+        assert all(texts == {"base"} for _, texts in seen)
+        assert await asked(keel) == "base"
