@@ -16,6 +16,7 @@ from service.telemetry.metrics import Metrics, child
 
 PAGE = 50
 MEASURE_EVERY_S = 5.0
+CLASSIFIERS = ("toxicity", "injection", "harm")
 Status = Literal["open", "upheld", "overturned"]
 
 
@@ -144,5 +145,5 @@ def _unavailable(error: StoreError) -> Unavailable:
 
 def labels_of(findings: Sequence[dict[str, Any]], overturned: bool) -> dict[str, float]:
     """What a decision says of the labels that a classifier found: 0 where it was wrong, else 1."""
-    names = {str(f["entity_type"]).lower() for f in findings if f["kind"] in ("toxicity", "injection")}
+    names = {str(f["entity_type"]).lower() for f in findings if f["kind"] in CLASSIFIERS}
     return dict.fromkeys(sorted(names), 0.0 if overturned else 1.0)

@@ -21,7 +21,7 @@ from tests.service.conftest import Running, Serve
 from tests.service.test_feedback import KEEPING, completed
 from training.data.feedback import main, read_feedback
 from training.data.quality import krippendorff_alpha
-from training.data.safety import LABELS
+from training.data.safety_example import LABELS
 
 ADMIN = "keel-admin-key-0123456789"
 PAIRS = [
