@@ -213,7 +213,7 @@ def build_entities(root: Path, seed: int, synthetic: int, prose: Sequence[str]) 
     ]
     return {
         "train": [*map(doubted, rows), *chats],
-        "dev": [*map(doubted, dev), *(_written(kept, rng) for _ in range(300))],
+        "dev": [*map(doubted, dev), *(_written(made, rng) for _ in range(300))],
         "test_presidio": test,
         "test_wnut17": wnut(root / "pii/wnut17_dev.jsonl.gz"),
         "test_written": [_written(kept, rng) for _ in range(400)],
