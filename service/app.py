@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.metadata
 import os
 import secrets
 import tempfile
@@ -52,6 +53,7 @@ from service.store.writer import Writer
 from service.telemetry.drift import Drift
 from service.telemetry.metrics import Metrics, child
 from service.telemetry.observers import EngineMetrics, RuntimeMetrics
+from service.telemetry.tracing import Tracing
 from service.ui.door import Door
 from service.ui.sessions import Sessions
 
@@ -109,6 +111,7 @@ class Gateway:
             log,
             max_bytes=settings.store.max_spool_bytes,
         )
+        self.tracing = tracing_of(settings)
         self.drift = Drift(
             self.metrics,
             settings.state_dir / f"drift-{settings.audit.name}.json",
@@ -203,6 +206,7 @@ class Gateway:
                     limits,
                     self.audit,
                     self.outcomes,
+                    self.tracing,
                     self.admission,
                     self.house.experiments,
                     self.records,
@@ -264,6 +268,8 @@ class Gateway:
         await self.records.aclose()
         await self.runtime.aclose()
         await self.limiter.aclose()
+        if self.tracing is not None:
+            await asyncio.to_thread(self.tracing.close)
         if self._started:
             self.audit.record("gateway.stop", actor=GATEWAY, subject="gateway")
         try:
@@ -381,6 +387,15 @@ class Gateway:
                     names = self.callers.names
                     details = {"added": sorted(names - before), "removed": sorted(before - names)}
                     self.audit.record("keys.reload", actor=GATEWAY, subject="keys", details=details)
+
+
+def tracing_of(settings: Settings) -> Tracing | None:
+    """What makes spans; None where nobody wants them."""
+    chosen = settings.tracing
+    if chosen.endpoint is None:
+        return None
+    headers = {name: value.get_secret_value() for name, value in chosen.headers.items()}
+    return Tracing(chosen.endpoint, chosen.sample_rate, headers, importlib.metadata.version("keel"))
 
 
 def hash_key(settings: Settings) -> bytes:

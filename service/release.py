@@ -28,6 +28,7 @@ from service.openai.errors import UpstreamFailed, from_engine
 from service.report import Report, count, count_scores, count_times
 from service.request import Examined
 from service.telemetry.metrics import Metrics, child
+from service.telemetry.tracing import Trace, active
 
 SHAPES: dict[str, Shape] = {"chat": ChatShape(), "text_completion": CompletionShape()}
 # What passes of a reply beside its choices; nobody has examined the rest. The prompt is the caller's own.
@@ -60,6 +61,7 @@ class Releasing:
         self._usage: dict[str, Any] | None = None
         self._open = generation.choices
         self._deltas_seen = 0
+        self._span: Trace | None = None
 
     async def reply(self, payload: dict[str, Any]) -> None:
         """Moderate and send a whole reply, a completion object."""
@@ -184,6 +186,9 @@ class Releasing:
         self, deltas: AsyncIterator[Sequence[Delta | ChoiceEnd]]
     ) -> AsyncIterator[Piece | ChoiceEnded]:
         """What may go out, with what was masked put back. What was found is recorded at the end."""
+        trace = active()
+        if trace is not None:
+            self._span = trace.child("guards output")
         batches = moderate(deltas, self._open_channel, self._runner, choices=self._open)
         try:
             async with aclosing(batches):
@@ -201,6 +206,8 @@ class Releasing:
                     self._held.observe(sum(moderator.held for moderator in self._moderators.values()))
         finally:
             self._conclude()
+            if self._span is not None:
+                self._span.end()
 
     def _open_channel(self, key: ChannelKey) -> Moderator:
         tool_name = None
@@ -288,6 +295,8 @@ class Releasing:
             count(self._metrics, "output", verdict, self._call)
             count_times(self._metrics, "output", reports)
             count_scores(self._metrics, "output", self._served.name, reports)
+            if self._span is not None:
+                self._span.guards(reports)
         self._moderators.clear()
         if self._call.state != "releasing":
             return

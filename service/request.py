@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from guardrails.chain import ChainResult
+from guardrails.chain import ChainResult, InputChain, Part
 from guardrails.masking import Vault
 from service.conversation import Place, chat_places, completion_places, replace_texts
 from service.engine.errors import UpstreamError
@@ -16,6 +16,7 @@ from service.generation import Generation
 from service.openai.errors import ContentFiltered, Unavailable, from_engine
 from service.report import Report, count, count_scores, count_times
 from service.telemetry.metrics import Metrics, child
+from service.telemetry.tracing import span
 
 T = TypeVar("T")
 
@@ -49,7 +50,10 @@ async def examine_input(generation: Generation, examined: Examined, metrics: Met
     places = chat_places(payload) if generation.kind == "chat" else completion_places(payload)
     examined.places = places
     examined.vault = Vault(place.part.text for place in places)
-    result = await served.chain.transform([place.part for place in places], examined.vault)
+    with span("guards input") as trace:
+        result = await served.chain.transform([place.part for place in places], examined.vault)
+        if trace is not None:
+            trace.guards(report for part in result.parts for report in part.reports)
     _conclude(generation, examined, result, metrics)
     replace_texts(places, result.parts)
     generation.call.state = "input_checked"
@@ -70,7 +74,7 @@ async def beside_engine(
     try:
         if judges:
             parts = [place.part for place in examined.places]
-            judging = asyncio.create_task(generation.served.chain.judge(parts))
+            judging = asyncio.create_task(_judged(generation.served.chain, parts))
             await asyncio.wait({engine, judging}, return_when=asyncio.FIRST_COMPLETED)
             if judging.done() or engine.exception() is None:
                 _conclude(generation, examined, await judging, metrics)
@@ -84,6 +88,14 @@ async def beside_engine(
         raise
     finally:
         await _end(engine, judging)
+
+
+async def _judged(chain: InputChain, parts: Sequence[Part]) -> ChainResult:
+    with span("guards input beside the engine") as trace:
+        result = await chain.judge(parts)
+        if trace is not None:
+            trace.guards(report for part in result.parts for report in part.reports)
+        return result
 
 
 async def _timed(generation: Generation, asking: Coroutine[Any, Any, T]) -> T:

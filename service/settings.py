@@ -169,6 +169,14 @@ class Drift(Group):
     min_samples: Count = 200
 
 
+class Tracing(Group):
+    """OpenTelemetry traces, off without an `endpoint`: a receiver's URL, `http://collector:4318/v1/traces`."""
+
+    endpoint: Annotated[str, Field(pattern=r"^https?://")] | None = None
+    sample_rate: Annotated[float, Field(ge=0, le=1)] = 1.0
+    headers: dict[str, SecretStr] = {}
+
+
 class Settings(BaseSettings):
     """All settings of `keel serve`."""
 
@@ -205,6 +213,7 @@ class Settings(BaseSettings):
     log: Logging = Logging()
     audit: Audit = Audit()
     drift: Drift = Drift()
+    tracing: Tracing = Tracing()
 
     @field_validator("state_dir", "checkpoints", mode="after")
     @classmethod

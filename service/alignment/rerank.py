@@ -32,6 +32,7 @@ from service.openai.errors import BadRequest, Unavailable
 from service.release import SHAPES
 from service.request import Examined
 from service.telemetry.metrics import child
+from service.telemetry.tracing import tell_summary, traced
 
 
 class Rerank:
@@ -51,6 +52,7 @@ class Rerank:
     def servables(self) -> Mapping[str, ServableSpec]:
         return self.reward.servables
 
+    @traced("rerank", tell_summary("rerank"))
     async def answer(self, generation: Generation, examined: Examined) -> Aligned:
         """The chosen replies. Raises `UpstreamError`, `BadRequest`, and `Unavailable` as `on_error` says."""
         works = await together(*(self._work(generation, examined, body) for body in bodies_of(generation)))

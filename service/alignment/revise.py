@@ -35,6 +35,7 @@ from service.engine.engine import Engine
 from service.generation import Generation
 from service.openai.errors import BadRequest
 from service.request import Examined
+from service.telemetry.tracing import tell_summary, traced
 
 Choice = dict[str, Any]
 Outcome = Literal["compliant", "revised", "refused", "blocked", "best", "kept", "failed"]
@@ -119,6 +120,7 @@ class Revise:
     def servables(self) -> Mapping[str, ServableSpec]:
         return self._base.servables
 
+    @traced("revise", tell_summary("revise"))
     async def answer(self, generation: Generation, examined: Examined) -> Aligned:
         """See `Strategy.answer`."""
         if generation.kind == "text_completion":

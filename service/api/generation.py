@@ -35,6 +35,7 @@ from service.report import Report
 from service.request import Examined, Refusal, beside_engine, examine_input
 from service.settings import Limits
 from service.telemetry.metrics import Metrics
+from service.telemetry.tracing import Tracing
 from service.transcript import Transcript
 
 FORWARDED = (b"traceparent", b"tracestate")
@@ -53,6 +54,7 @@ class GenerationEndpoint:
         limits: Limits,
         audit: AuditLog,
         outcomes: Outcomes,
+        tracing: Tracing | None,
         admission: Admission,
         experiments: Experiments,
         records: Records,
@@ -65,6 +67,7 @@ class GenerationEndpoint:
         self._limits = limits
         self._audit = audit
         self._outcomes = outcomes
+        self._tracing = tracing
         self._admission = admission
         self._experiments = experiments
         self._probes = ConstraintProbes()
@@ -96,6 +99,7 @@ class GenerationEndpoint:
         self._outcomes.begin(generation)
         if generation.served.spec.keeps_text:
             generation.transcript = Transcript()
+        trace = self._tracing.begin(generation) if self._tracing is not None else None
         try:
             await self._answer(generation, send)
         except asyncio.CancelledError:
@@ -112,6 +116,8 @@ class GenerationEndpoint:
             served.leave()
             self._outcomes.end(generation)
             self._records.end(generation)
+            if trace is not None:
+                trace.finish(generation)
 
     def _understand(self, scope: Scope, call: Call, body: bytes) -> Generation:
         payload = parse_json(body)

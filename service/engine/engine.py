@@ -31,6 +31,7 @@ from service.engine.observer import EngineObserver, NullObserver
 from service.engine.pool import UpstreamPool
 from service.engine.users import Users
 from service.engine.vllm_process import ManagedVllm
+from service.telemetry.tracing import engine_span
 
 
 class StreamRequest:
@@ -130,7 +131,16 @@ class Engine:
 
         `headers` are forwarded but for hop-by-hop ones and credentials.
         """
-        return await self.pool.complete(path, body, headers, method=method)
+        span = engine_span(path, body)
+        if span is None:
+            return await self.pool.complete(path, body, headers, method=method)
+        try:
+            reply = await self.pool.complete(path, body, span.headers(headers), method=method)
+        except BaseException as error:
+            span.failed(error)
+            raise
+        span.answered()
+        return reply
 
     async def ask_each(self, path: str, body: bytes) -> dict[str, UpstreamError | None]:
         """Send a JSON body to every upstream, past the pool; by name the error of each, None for a 2xx."""
@@ -153,7 +163,16 @@ class Engine:
         Iterate the result for payloads, or its `raw()` for bytes where `raw` was asked for. The caller
         closes it.
         """
-        return await self.pool.open_stream(path, body, headers, raw=raw)
+        span = engine_span(path, body)
+        if span is None:
+            return await self.pool.open_stream(path, body, headers, raw=raw)
+        try:
+            stream = await self.pool.open_stream(path, body, span.headers(headers), raw=raw)
+        except BaseException as error:
+            span.failed(error)
+            raise
+        span.opened(stream)
+        return stream
 
     def stream(
         self, path: str, body: bytes, headers: Headers | None = None, *, raw: bool = False
