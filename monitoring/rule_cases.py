@@ -179,6 +179,20 @@ CASES = (
         cleared=130,
     ),
     Case(
+        "KeelArmRolledBack",
+        {f'keel_experiment_changes_total{{experiment="tone",action="roll_back",{ON}}}': "_x4 1x100"},
+        {**KEEL, "experiment": "tone", "action": "roll_back"},
+        firing=6,
+        cleared=70,
+    ),
+    Case(
+        "KeelCheckpointBehind",
+        {f'keel_checkpoint_alias_behind{{alias="chat",{ON}}}': "0x3 1x10 0x5"},
+        {**KEEL, "alias": "chat"},
+        firing=10,
+        cleared=15,
+    ),
+    Case(
         "KeelEngineDown",
         {f'keel_vllm_ready{{name="demo",{ON}}}': "1x3 0x5 1x5"},
         {**KEEL, "name": "demo"},

@@ -19,6 +19,7 @@ def experiments() -> Dashboard:
         "Arms and their weights, feedback, and the checkpoints that were swapped.",
         [
             Row("Arms", _arms()),
+            Row("Changes and shadows", _changes()),
             Row("Feedback", _feedback()),
             Row("Checkpoints", _checkpoints()),
         ],
@@ -50,6 +51,32 @@ def _arms() -> list[AnyPanel]:
             "What the experiment says; steps of a ramp show here.",
             "percentunit",
             Query(f"max by (experiment, arm) (keel_experiment_weight{{{WHERE}}})", "{{experiment}} {{arm}}"),
+        ),
+    ]
+
+
+def _changes() -> list[AnyPanel]:
+    return [
+        graph(
+            "Changes",
+            "Steps of ramps, promotions, roll-backs an hour, by the gateway itself or by people.",
+            "short",
+            Query(
+                f"sum by (experiment, action) (increase(keel_experiment_changes_total{{{WHERE}}}[1h]))",
+                "{{experiment}} {{action}}",
+            ),
+            width=12,
+        ),
+        graph(
+            "Shadow arms",
+            "Copies of requests, by how they ended; skipped: no room was left for them.",
+            "reqps",
+            Query(
+                rate("keel_experiment_shadows_total", WHERE, "experiment, arm, outcome"),
+                "{{experiment}} {{arm}} {{outcome}}",
+            ),
+            width=12,
+            stack=True,
         ),
     ]
 

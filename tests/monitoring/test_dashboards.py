@@ -20,10 +20,6 @@ from service.telemetry.observers import EngineMetrics, RuntimeMetrics
 ROOT = Path(__file__).parents[2]
 BOARDS = sorted(FOLDER.glob("*.json"))
 LATE = {
-    "keel_checkpoint_swaps_total",
-    "keel_checkpoint_swap_seconds_bucket",
-    "keel_experiment_exposures_total",
-    "keel_experiment_weight",
     "keel_feedback_total",
     "keel_reviews_total",
     "keel_review_queue",
@@ -126,6 +122,24 @@ def _labels() -> dict[str, set[str]]:
         for name in metrics.registry._collector_to_names[collector]:
             out[name] = labels
     return out
+
+
+def test_every_metric_is_in_the_documentation() -> None:
+    """And the other way round: what is listed there exists."""
+    pages = [
+        (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("OPERATIONS.md", "OBSERVABILITY.md")
+    ]
+    rows = "\n".join(line for page in pages for line in page.splitlines() if line.startswith("| `"))
+    listed = set(re.findall(r"`((?:keel|gen_ai|process)_\w+)", rows))
+    metrics = Metrics()
+    EngineMetrics(metrics)
+    RuntimeMetrics(metrics)
+    known = set()
+    for family in metrics.registry.collect():
+        known.add(f"{family.name}_total" if family.type == "counter" else family.name)
+    known -= {name for name in known if not name.startswith(("keel_", "gen_ai_", "process_"))}
+    assert known - listed == set(), "list them in docs/OPERATIONS.md"
+    assert listed - known == set(), "there are no such metrics"
 
 
 def test_every_alert_has_its_tests_and_its_page() -> None:
