@@ -125,8 +125,8 @@ CASES = (
     Case(
         "KeelFalseBlocks",
         {
-            f'keel_reviews_total{{policy="chat",decision="overturn",{ON}}}': "0+1x30 30x300",
-            f'keel_reviews_total{{policy="chat",decision="uphold",{ON}}}': "0+1x30 30x60 30+5x200",
+            f'keel_reviews_total{{policy="chat",decision="overturned",{ON}}}': "0+1x30 30x300",
+            f'keel_reviews_total{{policy="chat",decision="upheld",{ON}}}': "0+1x30 30x60 30+5x200",
         },
         {"policy": "chat"},
         firing=88,

@@ -83,7 +83,7 @@ def _glance() -> list[AnyPanel]:
             "percentunit",
             Query(
                 ratio(
-                    f'(sum(increase({REVIEWS}{{{REVIEWED},decision=~"overturn.*"}}[7d])) or vector(0))',
+                    f'(sum(increase({REVIEWS}{{{REVIEWED},decision="overturned"}}[7d])) or vector(0))',
                     f"sum(increase({REVIEWS}{{{REVIEWED}}}[7d]))",
                 )
             ),
@@ -196,7 +196,7 @@ def _reviews() -> list[AnyPanel]:
             "percentunit",
             Query(
                 ratio(
-                    f'sum by (policy) (increase({REVIEWS}{{{REVIEWED},decision=~"overturn.*"}}[1d]))',
+                    f'sum by (policy) (increase({REVIEWS}{{{REVIEWED},decision="overturned"}}[1d]))',
                     f"sum by (policy) (increase({REVIEWS}{{{REVIEWED}}}[1d]))",
                 ),
                 "{{policy}}",
