@@ -1,6 +1,6 @@
 """What locust runs: `locust -f loadtests/locustfile.py --headless --host URL --plan 0:1,30:20 --record FILE`.
 
-Classes (Chat, Stream, LongContext, Blocked) that are named behind it are the only callers then. Arrivals come
+Classes (Chat, Stream, Feedback…) that are named behind it are the only callers then. Arrivals come
 at `--rate` requests a second, and the plan's callers don't count.
 """
 
@@ -16,9 +16,9 @@ from locust import LoadTestShape, events
 
 from loadtests.record import Recorder
 from loadtests.shapes import Plan
-from loadtests.users import Arrivals, Blocked, Caller, Chat, LongContext, Stream
+from loadtests.users import Arrivals, Blocked, Caller, Chat, Feedback, LongContext, Stream
 
-__all__ = ["Arrivals", "Blocked", "Chat", "LongContext", "PlannedShape", "Stream"]
+__all__ = ["Arrivals", "Blocked", "Chat", "Feedback", "LongContext", "PlannedShape", "Stream"]
 
 
 def _options(parser: Any) -> None:

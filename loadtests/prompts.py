@@ -7,6 +7,7 @@ only a new turn is new. No two dialogues have a text in common.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 from loadtests.bench.stub import WORDS
@@ -67,6 +68,10 @@ class Conversations:
     def reply_tokens(self) -> int:
         """The most tokens that a reply may have: a turn's length."""
         return max(4, round(self._lengths.words.draw(self._rng) * TOKENS_PER_WORD))
+
+    def choice(self, among: Sequence[str]) -> str:
+        """One of these."""
+        return self._rng.choice(among)
 
     def pause(self, mean: float) -> float:
         """Seconds until a caller's next request: exponential, as of independent callers."""

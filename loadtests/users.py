@@ -1,4 +1,4 @@
-"""The simulated callers, for locust: chat, streams, long contexts, prompts to be blocked, open-loop arrivals.
+"""The simulated callers, for locust: chat, streams, long contexts, feedback, prompts to be blocked, arrivals.
 
 Each request is recorded whole (`loadtests.record`); what locust's own table shows comes from its client.
 """
@@ -39,6 +39,7 @@ class Caller(FastHttpUser):
     def __init__(self, environment: Any) -> None:
         super().__init__(environment)
         self.talk = Conversations(f"{self.seed} {self.kind} {next(_numbers)}")
+        self.completion_id = ""  # of the last whole reply
 
     def wait_time(self) -> float:
         """Seconds until the next request."""
@@ -56,26 +57,30 @@ class Caller(FastHttpUser):
         body = self.talk.request(self.model, messages, stream=stream, reply=reply)
         return self.send(CHAT, body, stream=stream, late_ms=late_ms)
 
-    def send(self, path: str, body: Any, *, stream: bool = False, late_ms: float = 0.0) -> Seen:
-        """Post JSON to a path, and record what came of it."""
+    def send(
+        self, path: str, body: Any, *, stream: bool = False, late_ms: float = 0.0, kind: str = ""
+    ) -> Seen:
+        """Post JSON to a path, and record what came of it, under another `kind` where one is given."""
         began = self.recorder.now()
         ttft: float | None = None
         gaps: list[float] = []
         error = ""
         with self.client.post(
-            path, json=body, headers=self.headers, name=self.kind, stream=stream, catch_response=True
+            path, json=body, headers=self.headers, name=kind or self.kind, stream=stream, catch_response=True
         ) as response:
             status = response.status_code
             if stream and status == 200:
                 ttft, gaps, error = self._follow(response, began)
             content = b"" if stream and status == 200 else (response.content or b"")
             outcome, said = self.judge(status, response, content, error)
+            if status == 200 and content:
+                self.completion_id = json.loads(content).get("id", "")
             if outcome == "failed":
                 response.failure(said or f"status {status}")
             else:
                 response.success()
         ms = (self.recorder.now() - began) * 1e3
-        seen = Seen(round(began, 4), self.kind, ms, status, outcome, ttft, gaps, said, late_ms)
+        seen = Seen(round(began, 4), kind or self.kind, ms, status, outcome, ttft, gaps, said, late_ms)
         self.recorder.add(seen)
         return seen
 
@@ -136,7 +141,7 @@ class Chat(Caller):
     """Asks and waits for the whole reply."""
 
     kind = "chat"
-    weight = 9
+    weight = 8
 
     @task
     def turn(self) -> None:
@@ -149,7 +154,7 @@ class Stream(Caller):
     """Reads the reply as it is written."""
 
     kind = "stream"
-    weight = 8
+    weight = 7
 
     @task
     def turn(self) -> None:
@@ -168,6 +173,22 @@ class LongContext(Caller):
     def turn(self) -> None:
         """One request."""
         self.ask(self.talk.long_messages(), stream=True, reply=LONG_REPLY)
+
+
+class Feedback(Caller):
+    """Asks, and says what they think of each reply."""
+
+    kind = "rated"
+    weight = 2
+
+    @task
+    def turn(self) -> None:
+        """One request, and a thumb for its reply."""
+        if self.ask(self.talk.messages()).outcome == "ok":
+            self.talk.answered()
+            thumb = self.talk.choice(("up", "down"))
+            said = {"completion_id": self.completion_id, "thumb": thumb}
+            self.send("/v1/feedback", said, kind="feedback")
 
 
 class Blocked(Caller):

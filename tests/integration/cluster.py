@@ -66,7 +66,10 @@ http {{
 }}
 """
 POLICIES = {
-    "plain": "model: {{upstream: {{base_url: http://127.0.0.1:{upstream}/v1, model: fake}}}}\n",
+    "plain": (
+        "feedback: {{store: none}}\n"
+        "model: {{upstream: {{base_url: http://127.0.0.1:{upstream}/v1, model: fake}}}}\n"
+    ),
     "strict": (
         "model: {{upstream: {{base_url: http://127.0.0.1:{upstream}/v1, model: fake}}}}\n"
         "input: [{{guard: patterns, patterns: ['forbidden'], action: block}}]\n"

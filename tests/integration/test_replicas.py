@@ -1,16 +1,19 @@
 """Two gateways behind nginx, with real PostgreSQL and Redis, are one service.
 
-One cluster for all of these.
+One cluster for all of these; the last one kills half of it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any
 
+import asyncpg
 import pytest
 
 from tests.integration.cluster import ADMIN, Cluster, cluster
@@ -67,3 +70,56 @@ def test_a_promotion_reaches_both(replicas: Cluster) -> None:
     while serving(second) != "other":
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def test_a_replica_that_is_killed_under_load_loses_no_feedback_that_was_acknowledged(
+    replicas: Cluster,
+) -> None:
+    acknowledged: list[str] = []
+    by_replica: Counter[str] = Counter()
+    over = threading.Event()
+
+    def caller() -> None:
+        while not over.is_set():
+            try:
+                status, answer, _ = replicas.chat()
+                if status != 200:
+                    continue
+                said = {"completion_id": answer["id"], "thumb": "up"}
+                status, _, headers = replicas.ask("/v1/feedback", said, replicas.free_key)
+            except OSError:  # the replica died with the request in hand: never acknowledged
+                continue
+            if status == 200:
+                acknowledged.append(answer["id"])
+                by_replica[headers["x-replica"]] += 1
+
+    callers = [threading.Thread(target=caller) for _ in range(8)]
+    for thread in callers:
+        thread.start()
+    _until(lambda: len(by_replica) == 2 and min(by_replica.values()) >= 20)
+    replicas.gateways[1].kill()
+    at_death = len(acknowledged)
+    _until(lambda: len(acknowledged) >= at_death + 40)
+    over.set()
+    for thread in callers:
+        thread.join()
+    assert len(set(acknowledged)) == len(acknowledged)
+    kept = asyncio.run(_stored(replicas.database))
+    assert set(acknowledged) <= kept
+    assert replicas.chat(url=replicas.replicas[0])[0] == 200
+
+
+def _until(condition: Any) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+async def _stored(database: str) -> set[str]:
+    connection = await asyncpg.connect(database)
+    try:
+        rows = await connection.fetch("SELECT completion_id FROM feedback WHERE kind = 'thumb'")
+    finally:
+        await connection.close()
+    return {row["completion_id"] for row in rows}

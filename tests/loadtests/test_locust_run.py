@@ -37,13 +37,15 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     argv = [sys.executable, "-c", UPSTREAM, str(port)]
     with serve(argv, port=port, ready="/v1/models", log=folder / "upstream.log", core=None):
         model = f'model: {{upstream: {{base_url: "http://127.0.0.1:{port}/v1", model: fake}}}}\n'
-        with threaded_gateway(folder, {"standard": model + BLOCKING}) as url:
+        with threaded_gateway(folder, {"standard": f"feedback: {{store: none}}\n{model}{BLOCKING}"}) as url:
             yield url
 
 
 def test_the_mix_is_answered_blocked_and_timed(url: str, tmp_path: Path) -> None:
-    seen = run(Load(Plan(((0, 20), (2, 20))), think=0.2), url, tmp_path, "mix").requests
-    assert {row.kind for row in seen} == {"chat", "stream", "long", "blocked"}
+    everybody = ("Chat", "Stream", "LongContext", "Feedback", "Blocked")
+    load = Load(Plan(((0, 20), (2, 20))), callers=everybody, think=0.2)
+    seen = run(load, url, tmp_path, "mix").requests
+    assert {row.kind for row in seen} == {"chat", "stream", "long", "rated", "feedback", "blocked"}
     assert {row.outcome for row in seen} == {"ok"}, [row for row in seen if row.outcome != "ok"]
     assert {row.status for row in seen if row.kind == "blocked"} == {400}
     streams = [row for row in seen if row.kind == "stream"]
