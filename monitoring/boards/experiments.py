@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 
-from monitoring.panels import RATE, AnyPanel, Query, Row, board, graph, listing, rate, ratio
+from monitoring.panels import RATE, AnyPanel, Query, Row, board, graph, listing, rate
 
 WHERE = 'experiment=~"$experiment",instance=~"$instance"'
 HERE = 'instance=~"$instance"'
@@ -28,9 +28,10 @@ def experiments() -> Dashboard:
 
 
 def _arms() -> list[AnyPanel]:
-    share = ratio(
-        f"sum by (experiment, arm) (rate({EXPOSURES}{{{WHERE}}}{RATE}))",
-        f"on (experiment) group_left () sum by (experiment) (rate({EXPOSURES}{{{WHERE}}}{RATE}))",
+    given = f"rate({EXPOSURES}{{{WHERE}}}{RATE})"
+    share = (
+        f"sum by (experiment, arm) ({given})"
+        f" / on (experiment) group_left () (sum by (experiment) ({given}) > 0)"
     )
     return [
         graph(
