@@ -49,6 +49,9 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command("training.evaluate.cli:main", "measure a checkpoint on held-out data"),
     "figures": Command("training.textfile:main", "the newest figures of runs, for Prometheus"),
     "score": Command("training.batch.score:main", "a reward model's scores of replies, on many workers"),
+    "redteam-rounds": Command(
+        "training.redteam.rounds:main", "attack, train on what worked, attack again; attackers compared"
+    ),
     "sample": Command("training.sample:main", "print a chat checkpoint's replies, to be read"),
     "loop": Command("training.loop:main", "all of it once around on the demo shop: make loop"),
     "publish": Command("training.publish:main", "verify a finished run and place it into checkpoints/"),

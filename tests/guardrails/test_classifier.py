@@ -28,6 +28,7 @@ from guardrails.classifier import (
 )
 from guardrails.classifier_onnx import OnnxClassifier, case_type
 from tests.training.tiny_guard import write_guard
+from training.data.entities import ENTITY_TYPES
 from training.evaluate.scorer import Scorer
 from training.methods import classifier_model
 
@@ -171,7 +172,7 @@ def test_the_servable_gives_all_heads_in_one_pass_and_describes_itself(folder: P
     assert isinstance(output, Output)
     about = servable.describe()
     assert about["labels"] == list(output.scores)
-    assert about["entity_types"] == ["PERSON", "LOCATION", "ORGANIZATION"]
+    assert about["entity_types"] == list(ENTITY_TYPES)
     assert about["thresholds"]["injection"] == {"0.01": 0.9}
 
 
