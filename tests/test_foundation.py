@@ -118,12 +118,22 @@ def _has(distribution: str) -> bool:
     ("name", "folders"),
     [
         ("serve", ("policies", "guardrails", "service")),
-        ("dev", ("training", "loadtests", "scripts", "tests")),
+        ("dev", ("training", "loadtests", "monitoring", "scripts", "tests")),
     ],
 )
 def test_what_is_imported_is_in_the_lock(name: str, folders: tuple[str, ...]) -> None:
     providers = packages_distributions()
-    own = {"policies", "guardrails", "service", "training", "loadtests", "scripts", "tests", "pip_settings"}
+    own = {
+        "policies",
+        "guardrails",
+        "service",
+        "training",
+        "loadtests",
+        "monitoring",
+        "scripts",
+        "tests",
+        "pip_settings",
+    }
     locked = _lock(name)
     for file in (path for folder in folders for path in (ROOT / folder).rglob("*.py")):
         for module in _imported(file) - own - sys.stdlib_module_names:

@@ -266,7 +266,7 @@ async def test_a_dry_run_changes_nothing(hot: Hot, root: Path) -> None:
     async with hot() as keel:
         result = await promote(keel, "other", dry=True)
         assert result.outcome == "checked"
-        assert result.steps[-1] == ("plan", "hot would go over to it")
+        assert result.steps[-1] == ("plan", "hot would go over to it, beside")
         assert await asked(keel) == "base"
         assert Registry(root).resolve("chat").name == "base"
 

@@ -53,8 +53,9 @@ def reward_url(trained: tuple[RewardModel, Path]) -> Iterator[str]:
     pooling = ("--runner", "pooling", "--convert", "classify", "--dtype", "float32", "--max-model-len", "96")
     config = VllmConfig(trained[1], "judge", arguments=pooling, kv_cache_bytes=1 << 26)
     line = command(config, port)
-    at = line.index("--logits-processors")
-    del line[at : at + 2]
+    for option in ("--logits-processors", "--middleware"):  # its door would ask for the gateway's key
+        at = line.index(option)
+        del line[at : at + 2]
     settings = {k: v for k, v in environment(config, "").items() if k != "VLLM_API_KEY"}
     server = subprocess.Popen(line, env=settings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
