@@ -40,6 +40,7 @@ def _buckets(metric: str, labels: str, rates: Mapping[str, str]) -> dict[str, st
 
 
 FIRST = "gen_ai_server_time_to_first_token_seconds"
+GIVEN = 'model="chat",which="given"'
 OPERATION = 'gen_ai_operation_name="chat",gen_ai_request_model="chat"'
 
 CASES = (
@@ -169,9 +170,11 @@ CASES = (
     Case(
         "KeelRerankGainsNothing",
         {
-            f'keel_reward_score_sum{{model="chat",which="given",{ON}}}': "0+10x80 800+40x200",
+            f'keel_reward_sum_total{{{GIVEN},sign="positive",{ON}}}': "0+20x80 1600+50x99",
+            f'keel_reward_sum_total{{{GIVEN},sign="negative",{ON}}}': "0+10x300",
             f'keel_reward_score_count{{model="chat",which="given",{ON}}}': "0+10x300",
-            f'keel_reward_score_sum{{model="chat",which="all",{ON}}}': "0+40x300",
+            f'keel_reward_sum_total{{model="chat",which="all",sign="positive",{ON}}}': "0+60x300",
+            f'keel_reward_sum_total{{model="chat",which="all",sign="negative",{ON}}}': "0+20x300",
             f'keel_reward_score_count{{model="chat",which="all",{ON}}}': "0+40x300",
         },
         {"model": "chat"},

@@ -44,14 +44,22 @@ def alignment() -> Dashboard:
     )
 
 
+def _reward_mean(where: str, by: str = "") -> str:
+    """The mean reward. Its sum is kept in two counters, for it may be negative."""
+    gained, lost = (
+        rate("keel_reward_sum_total", f'{where},sign="{sign}"', by) for sign in ("positive", "negative")
+    )
+    return ratio(f"({gained}) - ({lost})", rate(f"{SCORE}_count", where, by))
+
+
 def _gain(by: str = "") -> str:
-    return f"{mean(SCORE, GIVEN, by)} - {mean(SCORE, EVERY, by)}"
+    return f"{_reward_mean(GIVEN, by)} - {_reward_mean(EVERY, by)}"
 
 
 def _glance() -> list[AnyPanel]:
     return [
         number(
-            "Reward, mean", "Of the replies that callers got.", "none", Query(mean(SCORE, GIVEN)), decimals=2
+            "Reward, mean", "Of the replies that callers got.", "none", Query(_reward_mean(GIVEN)), decimals=2
         ),
         number(
             "Gain from reranking",
@@ -106,7 +114,7 @@ def _rewards() -> list[AnyPanel]:
             "Reward, mean",
             "Of what was given and of all candidates; the difference is the gain.",
             "none",
-            Query(mean(SCORE, MODELS, "model, which"), "{{model}} {{which}}"),
+            Query(_reward_mean(MODELS, "model, which"), "{{model}} {{which}}"),
             lowest=None,
         ),
         graph(

@@ -60,10 +60,10 @@ def _changes() -> list[AnyPanel]:
     return [
         graph(
             "Changes",
-            "Steps of ramps, promotions, roll-backs an hour, by the gateway itself or by people.",
+            "Steps of ramps, promotions, roll-backs since the gateways started, by themselves or by people.",
             "short",
             Query(
-                f"sum by (experiment, action) (increase(keel_experiment_changes_total{{{WHERE}}}[1h]))",
+                f"sum by (experiment, action) (keel_experiment_changes_total{{{WHERE}}})",
                 "{{experiment}} {{action}}",
             ),
             width=12,
@@ -107,20 +107,19 @@ def _checkpoints() -> list[AnyPanel]:
     return [
         graph(
             "Swaps",
-            "Changes of an alias a day, by outcome.",
+            "Changes of an alias since the gateways started, by outcome; too rare for a rate.",
             "short",
             Query(
-                f"sum by (alias, outcome) (increase(keel_checkpoint_swaps_total{{{HERE}}}[1d]))",
+                f"sum by (alias, outcome) (keel_checkpoint_swaps_total{{{HERE}}})",
                 "{{alias}} {{outcome}}",
             ),
         ),
         graph(
             "Time of a swap, p95",
-            "From the order to the first request that the new checkpoint gets, over a day.",
+            "From the order to new requests going to the new checkpoint, since the gateways started.",
             "s",
             Query(
-                "histogram_quantile(0.95, sum by (le) "
-                f"(increase(keel_checkpoint_swap_seconds_bucket{{{HERE}}}[1d])))",
+                f"histogram_quantile(0.95, sum by (le) (keel_checkpoint_swap_seconds_bucket{{{HERE}}}))",
                 "p95",
             ),
         ),

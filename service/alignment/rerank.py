@@ -246,6 +246,8 @@ class Rerank:
             for one in ones:
                 if one.score is not None:
                     child(metrics.reward_score, name, which).observe(one.score)
+                    child(metrics.reward_sum, name, which, "positive").inc(max(0.0, one.score))
+                    child(metrics.reward_sum, name, which, "negative").inc(max(0.0, -one.score))
 
 
 def draw(candidates: Sequence[Candidate], softness: float, source: random.Random) -> Candidate:

@@ -169,6 +169,13 @@ class Metrics:
             ("model",),
             registry=registry,
         )
+        # A histogram with negative bounds has no sum, and a sum that falls is no counter.
+        self.reward_sum = Counter(
+            "keel_reward_sum",
+            "Sums of the positive rewards and of the negative ones, without their sign.",
+            ("model", "which", "sign"),
+            registry=registry,
+        )
         self.reward_score = Histogram(
             "keel_reward_score",
             "Rewards of the replies that callers got, and of all candidates.",
