@@ -129,14 +129,16 @@ def revision_requests(constitution: Constitution, critique: Critique) -> str:
     return "\n".join(lines)
 
 
-def critique_schema(constitution: Constitution) -> dict[str, Any]:
+def critique_schema(constitution: Constitution, longest_evidence: int | None = None) -> dict[str, Any]:
     """The JSON Schema of a critique: only this constitution's principles, and known severities.
 
-    It keeps to what OpenAI's strict mode knows, which has no bound on a string's length.
+    Without `longest_evidence` (characters) it keeps to what OpenAI's strict mode knows, which has no bound on
+    a string's length; with it, a weak model's answers end.
     """
+    bound = {} if longest_evidence is None else {"maxLength": longest_evidence}
     violation = object_schema(
         principle={"type": "string", "enum": list(constitution.ids)},
-        evidence={"type": "string"},
+        evidence={"type": "string", **bound},
         severity={"type": "string", "enum": list(SEVERITIES)},
     )
     return object_schema(violations={"type": "array", "items": violation, "maxItems": _most(constitution)})

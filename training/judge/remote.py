@@ -9,7 +9,7 @@ from typing import Any, Literal, Self, TypeVar
 from pydantic import Field
 
 from policies.constitution import Constitution
-from policies.critique import Critique, Messages, critique_schema
+from policies.critique import MAX_EVIDENCE, Critique, Messages, critique_schema
 from training.data.preferences import Prompt
 from training.judge.client import Answer, ChatClient, JudgeError, ServerConfig, UnreadableAnswer
 from training.judge.critique import (
@@ -73,7 +73,7 @@ class RemoteJudge:
         """See `Judge.critique`. Raises JudgeError."""
         messages = critique_messages(prompt, reply, constitution)
         read = partial(read_critique, constitution=constitution)
-        return self._ask(messages, critique_schema(constitution), read)
+        return self._ask(messages, critique_schema(constitution, MAX_EVIDENCE), read)
 
     def revise(self, prompt: Prompt, reply: str, constitution: Constitution, critique: Critique) -> str:
         """See `Judge.revise`. Raises JudgeError."""
