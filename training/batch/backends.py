@@ -141,7 +141,8 @@ def _as_they_come(
             if not running:
                 return
             done, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
+            # A failure that ends the run comes last: what was answered beside it is kept first.
+            for future in sorted(done, key=lambda one: one.exception() is not None):
                 yield future.result()
     finally:
         for future in running:
