@@ -105,7 +105,7 @@ def _lora(config: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
         place = f"base_model.model.model.layers.{layer}.self_attn.{target}"
         a, b = (
             rng.standard_normal((RANK, hidden)) / math.sqrt(hidden),
-            rng.standard_normal((out, RANK)) * 0.03,
+            rng.standard_normal((out, RANK)) * 0.15,
         )
         tensors[f"{place}.lora_A.weight"] = a.astype(np.float32)
         tensors[f"{place}.lora_B.weight"] = b.astype(np.float32)
