@@ -14,8 +14,10 @@ with ρ = π/π_old (Schulman et al. 2017, arXiv:1707.06347). π is at the sampl
 loss is the mean over the minibatch's tokens, however they are cut into micro-batches. L_ptx is the
 language-modelling loss on conversations (PPO-ptx, Ouyang et al. 2022).
 
-Left out: several processes (on one machine of this size a process per core gains nothing over threads);
-separate learning rates for policy and value; replay of older rollouts, which the ratio would have to pay for.
+Several processes share each step's replies and take the step that one would (`training.rl.processes`).
+
+Left out: weights that are sharded over processes; separate learning rates for policy and value; replay of
+older rollouts, which the ratio would have to pay for.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ from training.rl.actor_critic import ActorCritic, gathered
 from training.rl.experience import Experience, step_seed
 from training.rl.kl import kl_estimate
 from training.rl.loop import Training, minibatches, sampler_for
+from training.rl.processes import ALONE, Processes, launched, on_own_device
 from training.rl.replies import length_buckets, reply_batch
 from training.rl.rewards import load_reward
 from training.run_directory import RunDirectory
@@ -78,10 +81,12 @@ def train_ppo(
     stop_after: int | None = None,
     on_step: Callable[[dict[str, float]], None] | None = None,
     progress: bool = False,
+    processes: Processes = ALONE,
 ) -> PpoResult:
     """Train `model` in place on replies to `prompts`; the reference is the model as it comes in.
 
     With `run`, metrics and checkpoints are kept there, and an earlier run with the same config goes on.
+    Each of several `processes` calls this with the same arguments, and ends with the same model.
     `pretraining` are rendered conversations for `config.pretraining`. `on_step` is told each step's figures.
     """
     check_fits(model, tokenizer)
@@ -94,8 +99,8 @@ def train_ppo(
     reference = reference_of(model)
     actor = ActorCritic(model, config.value)
     mix = None if config.pretraining is None else _Pretraining(pretraining, tokenizer, config)
-    learner = PpoLearner(actor, config, mix)
-    with sampler_for(actor, tokenizer, config, run) as sampler:
+    learner = PpoLearner(actor, config, mix, processes)
+    with sampler_for(actor, tokenizer, config, run, processes) as sampler:
         history = Training(
             learner=learner,
             reference=reference,
@@ -108,6 +113,7 @@ def train_ppo(
             stop_after=stop_after,
             on_step=on_step,
             progress=progress,
+            processes=processes,
         ).train()
     return PpoResult(model, actor, history)
 
@@ -116,12 +122,17 @@ class PpoLearner:
     """The update. `epochs` passes over the step's replies, each in `minibatches` optimizer steps."""
 
     def __init__(
-        self, actor: ActorCritic, config: PpoConfig, pretraining: _Pretraining | None = None
+        self,
+        actor: ActorCritic,
+        config: PpoConfig,
+        pretraining: _Pretraining | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         self.actor = actor
         self.optimizers = build_optimizers(actor, config.optimizer)
         self._config = config
         self._pretraining = pretraining
+        self._processes = processes
 
     def update(self, experience: Experience, step: int) -> dict[str, float]:
         config = self._config
@@ -138,7 +149,7 @@ class PpoLearner:
                     break
             if stopped:
                 break
-        return {**sums.means(), "lr": rate, "early_stop": stopped}
+        return {**sums.means(self._processes), "lr": rate, "early_stop": stopped}
 
     def _minibatch(
         self, experience: Experience, rows: Sequence[int], pretraining: Sequence[Batch], sums: _Sums
@@ -146,17 +157,18 @@ class PpoLearner:
         """One optimizer step; False, and no step, where the policy has gone too far from the sampling one."""
         config = self._config
         count = int(experience.rollouts.lengths_B[list(rows)].sum())
-        kl = 0.0
-        for bucket in length_buckets(experience.rollouts, rows, config.micro_batch_tokens):
+        own, kl = self._processes.share(rows), 0.0
+        for bucket in length_buckets(experience.rollouts, own, config.micro_batch_tokens):
             terms = self._terms(experience, bucket)
             (terms.loss(config).sum() / count).backward()  # type: ignore[no-untyped-call]
             sums.add(terms)
             kl += float(terms.drift_N.sum()) / count
-        if config.target_kl is not None and kl > _KL_SLACK * config.target_kl:
+        if config.target_kl is not None and self._processes.figures([kl])[0] > _KL_SLACK * config.target_kl:
             self._zero()
             return False
-        if config.pretraining is not None:
+        if config.pretraining is not None and self._processes.main:
             sums.pretraining_loss = self._add_pretraining(pretraining, config.pretraining.coef)
+        self._processes.add_gradients(self.actor.parameters())
         norm = float(torch.nn.utils.clip_grad_norm_(self.actor.parameters(), config.optimizer.clip_norm))
         if not math.isfinite(norm):
             raise TrainingError(
@@ -243,14 +255,17 @@ class _Terms:
         return loss_N - config.entropy_coef * self.entropy_N if config.entropy_coef else loss_N
 
 
+_MEANS = ("policy_loss", "value_loss", "entropy", "ratio_mean", "approx_kl", "clip_fraction")
+
+
 class _Sums:
     """Sums over a step's tokens, and means of them."""
 
     def __init__(self) -> None:
         self._tokens = 0
-        self._totals: dict[str, float] = {}
+        self._totals = dict.fromkeys(_MEANS, 0.0)
         self._ratio_low, self._ratio_high = math.inf, -math.inf
-        self._first_ratio_error: float | None = None
+        self._first_ratio_error = 0.0
         self.grad_norm = 0.0
         self.updates = 0
         self.pretraining_loss: float | None = None
@@ -259,24 +274,22 @@ class _Sums:
         ratio_N = terms.ratio_N
         if self.updates == 0:
             error = float((ratio_N - 1).abs().max())
-            self._first_ratio_error = max(error, self._first_ratio_error or 0.0)
+            self._first_ratio_error = max(error, self._first_ratio_error)
         self._tokens += len(ratio_N)
         self._ratio_low = min(self._ratio_low, float(ratio_N.min()))
         self._ratio_high = max(self._ratio_high, float(ratio_N.max()))
-        for name, values_N in {
-            "policy_loss": terms.policy_N,
-            "value_loss": terms.value_N,
-            "entropy": terms.entropy_N,
-            "ratio_mean": ratio_N,
-            "approx_kl": terms.drift_N,
-            "clip_fraction": ((ratio_N - 1).abs() > terms.clip).float(),
-        }.items():
-            self._totals[name] = self._totals.get(name, 0.0) + float(values_N.detach().sum())
+        clipped_N = ((ratio_N - 1).abs() > terms.clip).float()
+        told = (terms.policy_N, terms.value_N, terms.entropy_N, ratio_N, terms.drift_N, clipped_N)
+        for name, values_N in zip(_MEANS, told, strict=True):
+            self._totals[name] += float(values_N.detach().sum())
 
-    def means(self) -> dict[str, float]:
-        figures = {name: total / self._tokens for name, total in self._totals.items()}
-        figures |= {"ratio_min": self._ratio_low, "ratio_max": self._ratio_high}
-        figures["first_ratio_error"] = self._first_ratio_error or 0.0
+    def means(self, processes: Processes) -> dict[str, float]:
+        """Of all processes' tokens; each of them learns it."""
+        tokens, *totals = processes.figures([self._tokens, *self._totals.values()])
+        figures = {name: total / tokens for name, total in zip(_MEANS, totals, strict=True)}
+        (figures["ratio_min"],) = processes.figures([self._ratio_low], "min")
+        highest = processes.figures([self._ratio_high, self._first_ratio_error], "max")
+        figures |= dict(zip(("ratio_max", "first_ratio_error"), highest, strict=True))
         figures["grad_norm"] = self.grad_norm / max(self.updates, 1)
         figures["updates"] = float(self.updates)
         if self.pretraining_loss is not None:
@@ -309,9 +322,9 @@ def run_ppo(config: PpoConfig, data_root: Path, run_path: Path) -> Path:
     data, source = _data(config, data_root), config.model
     if source is None or config.reward is None:
         raise ConfigError("the command needs `model:` and `reward:` in the config")
-    print("\n".join(data.report))
     reward = load_reward(config.reward)
     model, tokenizer = load_policy(source, config.seed)
+    on_own_device(model)
     examples: list[Example] = []
     sources = data.data
     if config.pretraining is not None:
@@ -321,10 +334,24 @@ def run_ppo(config: PpoConfig, data_root: Path, run_path: Path) -> Path:
         rendered = [render_within(c, tokenizer, config.pretraining.row_length) for c in mixture.train]
         examples = [e for e in rendered if e is not None and any(e.supervised[1:])]
         sources = (*sources, *mixture.data)
-    train_ppo(model, tokenizer, config, data.train, reward, pretraining=examples, run=run_path, progress=True)
+    with launched() as processes:
+        if processes.main:
+            print("\n".join(data.report))
+        train_ppo(
+            model,
+            tokenizer,
+            config,
+            data.train,
+            reward,
+            pretraining=examples,
+            run=run_path,
+            progress=True,
+            processes=processes,
+        )
     final = run_path / "final"
-    save_policy(final, model, tokenizer, config.serve)
-    write_record(run_path, "ppo", config, source, config.seed, sources)
+    if processes.main:
+        save_policy(final, model, tokenizer, config.serve)
+        write_record(run_path, "ppo", config, source, config.seed, sources)
     return final
 
 

@@ -42,6 +42,7 @@ from training.rl.causal import evaluating
 from training.rl.config import OnPolicyConfig
 from training.rl.experience import Experience, step_seed
 from training.rl.loop import Training, minibatches, sampler_for
+from training.rl.processes import ALONE, Processes, launched, on_own_device
 from training.rl.replies import length_buckets, reply_batch, reply_hidden
 from training.rl.rewards import load_reward
 from training.rl.trust_region import (
@@ -92,8 +93,12 @@ def train_trpo(
     stop_after: int | None = None,
     on_step: Callable[[dict[str, float]], None] | None = None,
     progress: bool = False,
+    processes: Processes = ALONE,
 ) -> TrpoResult:
-    """Train `model` in place on replies to `prompts`; the reference is the model as it comes in."""
+    """Train `model` in place on replies to `prompts`; the reference is the model as it comes in.
+
+    Each of several `processes` calls this with the same arguments, and ends with the same model.
+    """
     check_fits(model, tokenizer)
     if isinstance(run, Path):
         run = RunDirectory(run)
@@ -101,9 +106,9 @@ def train_trpo(
         run.bind(config.model_dump(mode="json"))
     reference = reference_of(model)
     actor = ActorCritic(model, config.value)
-    with sampler_for(actor, tokenizer, config, run) as sampler:
+    with sampler_for(actor, tokenizer, config, run, processes) as sampler:
         history = Training(
-            learner=TrpoLearner(actor, config),
+            learner=TrpoLearner(actor, config, processes),
             reference=reference,
             sampler=sampler,
             reward=reward,
@@ -113,6 +118,7 @@ def train_trpo(
             stop_after=stop_after,
             on_step=on_step,
             progress=progress,
+            processes=processes,
         ).train()
     return TrpoResult(model, actor, history)
 
@@ -120,8 +126,9 @@ def train_trpo(
 class TrpoLearner:
     """One constrained step of the policy, then some epochs of the value function."""
 
-    def __init__(self, actor: ActorCritic, config: TrpoConfig) -> None:
+    def __init__(self, actor: ActorCritic, config: TrpoConfig, processes: Processes = ALONE) -> None:
         self.actor = actor
+        self._processes = processes
         self._config = config
         self._policy = [p for p in actor.policy.parameters() if p.requires_grad]
         values = [p for n, p in actor.named_parameters() if not n.startswith("policy.") and p.requires_grad]
@@ -174,6 +181,7 @@ class TrpoLearner:
             surrogate = (ratio_N * self._told(experience, experience.advantages_BT, rows)).sum()
             gradients = torch.autograd.grad(surrogate, self._policy)
             total_P += flat(gradients)
+        self._processes.add_up(total_P)
         return total_P / experience.rollouts.tokens
 
     def _fisher_rows(self, experience: Experience, step: int) -> list[int]:
@@ -185,12 +193,13 @@ class TrpoLearner:
     def _fisher_product(self, experience: Experience, chosen: Sequence[int], vector_P: Tensor) -> Tensor:
         total_P = torch.zeros_like(vector_P)
         count = int(experience.rollouts.lengths_B[list(chosen)].sum())
-        for rows in length_buckets(experience.rollouts, chosen, self._config.micro_batch_tokens):
+        for rows in self._buckets(experience, chosen):
             logits_NV, _ = self._logits(experience, rows)
             logp_NV = logits_NV.log_softmax(dim=-1)
             old_NV = logp_NV.detach()
             kl = (old_NV.exp() * (old_NV - logp_NV)).sum() / count
             total_P += kl_hessian_product(kl, self._policy, vector_P)
+        self._processes.add_up(total_P)
         return total_P
 
     @torch.no_grad()
@@ -207,6 +216,7 @@ class TrpoLearner:
             kl += float((old_NV.exp() * (old_NV - new_NV)).sum())
             ratio_N = (new_NV - old_NV).gather(1, targets_N[:, None]).squeeze(1).exp()
             growth += float(((ratio_N - 1) * self._told(experience, experience.advantages_BT, rows)).sum())
+        growth, kl = self._processes.figures([growth, kl])
         return growth / experience.rollouts.tokens, kl / experience.rollouts.tokens
 
     def _value_steps(self, experience: Experience, step: int) -> float:
@@ -221,16 +231,17 @@ class TrpoLearner:
 
     def _value_step(self, experience: Experience, part: Sequence[int]) -> float:
         total, count = 0.0, int(experience.rollouts.lengths_B[list(part)].sum())
-        for rows in length_buckets(experience.rollouts, part, self._config.micro_batch_tokens):
+        for rows in self._buckets(experience, part):
             values_N = self._values(experience, rows)
             errors_N = values_N - self._told(experience, experience.returns_BT, rows)
             loss = 0.5 * errors_N.square().sum() / count
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
+        self._processes.add_gradients(self.actor.parameters())
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return total
+        return self._processes.figures([total])[0]
 
     def _values(self, experience: Experience, rows: Sequence[int]) -> Tensor:
         """Values with gradients for the head and a separate trunk, none for the policy."""
@@ -251,9 +262,10 @@ class TrpoLearner:
     def _told(self, experience: Experience, values_BT: Tensor, rows: Sequence[int]) -> Tensor:
         return gathered(values_BT, experience.mask_BT, rows).to(self.actor.device)
 
-    def _buckets(self, experience: Experience) -> list[list[int]]:
-        everything = range(len(experience.rollouts))
-        return length_buckets(experience.rollouts, everything, self._config.micro_batch_tokens)
+    def _buckets(self, experience: Experience, rows: Sequence[int] | None = None) -> list[list[int]]:
+        """This process's share of the rows, or of all replies, in micro-batches."""
+        own = self._processes.share(range(len(experience.rollouts)) if rows is None else rows)
+        return length_buckets(experience.rollouts, own, self._config.micro_batch_tokens)
 
 
 def run_trpo(config: TrpoConfig, data_root: Path, run_path: Path) -> Path:
@@ -261,13 +273,19 @@ def run_trpo(config: TrpoConfig, data_root: Path, run_path: Path) -> Path:
     data, source = _data(config, data_root), config.model
     if source is None or config.reward is None:
         raise ConfigError("the command needs `model:` and `reward:` in the config")
-    print("\n".join(data.report))
     reward = load_reward(config.reward)
     model, tokenizer = load_policy(source, config.seed)
-    train_trpo(model, tokenizer, config, data.train, reward, run=run_path, progress=True)
+    on_own_device(model)
+    with launched() as processes:
+        if processes.main:
+            print("\n".join(data.report))
+        train_trpo(
+            model, tokenizer, config, data.train, reward, run=run_path, progress=True, processes=processes
+        )
     final = run_path / "final"
-    save_policy(final, model, tokenizer, config.serve)
-    write_record(run_path, "trpo", config, source, config.seed, data.data)
+    if processes.main:
+        save_policy(final, model, tokenizer, config.serve)
+        write_record(run_path, "trpo", config, source, config.seed, data.data)
     return final
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from training.rl.causal import CausalParts, evaluating, hidden_at
+from training.rl.processes import ALONE, Processes
 from training.rl.replies import ReplyBatch, length_buckets, reply_batch, reply_hidden, score_tokens
 from training.rl.rollout import Readout, Rollouts
 
@@ -59,15 +60,16 @@ class ActorCritic(nn.Module):
         logprobs_N, entropy_N = score_tokens(self.parts, hidden_ND, batch.targets_N, temperature)
         return TokenScores(logprobs_N, entropy_N, self._read(self._value_hidden(batch, hidden_ND)))
 
-    def values(self, rollouts: Rollouts, token_budget: int) -> Tensor:
+    def values(self, rollouts: Rollouts, token_budget: int, processes: Processes = ALONE) -> Tensor:
         """Values of all reply tokens by a pass of its own, [B, T], 0 beyond the replies; no gradient."""
         mask_BT = rollouts.mask_BT
         values_BT = torch.zeros(mask_BT.shape)
         with evaluating(self):
-            for rows in length_buckets(rollouts, range(len(rollouts)), token_budget):
+            for rows in length_buckets(rollouts, processes.share(range(len(rollouts))), token_budget):
                 batch = reply_batch(rollouts, rows, self.device)
                 found_N = self.read_values(batch).float().cpu()
                 values_BT[rows] = scattered(found_N, mask_BT[rows])
+        processes.add_up(values_BT)
         return values_BT
 
     def read_values(self, batch: ReplyBatch) -> Tensor:

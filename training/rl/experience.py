@@ -20,6 +20,7 @@ from training.rl.actor_critic import ActorCritic
 from training.rl.advantages import explained_variance, gae, token_rewards, whiten
 from training.rl.config import OnPolicyConfig
 from training.rl.kl import kl_estimate
+from training.rl.processes import ALONE, Processes
 from training.rl.replies import reply_logprobs
 from training.rl.rewards import checked_scores
 from training.rl.rollout import Rollouts
@@ -69,14 +70,15 @@ def collect(
     *,
     step: int,
     kl_coef: float,
+    processes: Processes = ALONE,
 ) -> Experience:
-    """Sample, score and weigh one step's replies."""
+    """Sample, score and weigh one step's replies; each of the `processes` returns all of it."""
     rollouts = sampler(prompts, step_seed(config.seed, step), step)
     if rollouts.weight_version != step:
         raise TrainingError(
             f"replies were sampled from weights {rollouts.weight_version}, the policy has weights {step}"
         )
-    scores_B = checked_scores(reward, rollouts.prompts, rollouts.texts)
+    scores_B = _scores(reward, rollouts, processes)
     penalised_B = scores_B - config.eos_penalty * (~rollouts.ended_B).float()
     if config.reward_clip is not None:
         penalised_B = penalised_B.clamp(-config.reward_clip, config.reward_clip)
@@ -84,16 +86,15 @@ def collect(
     temperature, half = config.sample.temperature, config.precision == "bf16"
     with torch.autocast(actor.device.type, torch.bfloat16, enabled=half):
         with reference.weights() as model:
-            reference_BT = reply_logprobs(model, rollouts, temperature, budget)
+            reference_BT = reply_logprobs(model, rollouts, temperature, budget, processes)
         if half:
             # Decoding rounds otherwise than a pass over the whole text does: the update's old
             # log-probabilities must come from the same arithmetic as its new ones.
-            rollouts = replace(
-                rollouts, logprobs_BT=reply_logprobs(actor.policy, rollouts, temperature, budget)
-            )
+            logprobs_BT = reply_logprobs(actor.policy, rollouts, temperature, budget, processes)
+            rollouts = replace(rollouts, logprobs_BT=logprobs_BT)
     values_BT = rollouts.readout_BT
     if values_BT is None:
-        values_BT = actor.values(rollouts, budget)
+        values_BT = actor.values(rollouts, budget, processes)
     kl_BT = kl_estimate(rollouts.logprobs_BT, reference_BT, config.kl.estimator) * mask_BT
     rewards_BT = token_rewards(penalised_B, kl_BT, rollouts.lengths_B, kl_coef)
     if config.whiten_rewards:
@@ -105,6 +106,17 @@ def collect(
     return Experience(
         rollouts, mask_BT, rollouts.logprobs_BT, reference_BT, values_BT, advantages_BT, returns_BT, figures
     )
+
+
+def _scores(reward: RewardFunction, rollouts: Rollouts, processes: Processes) -> Tensor:
+    """The reward's scores, [B]; each process asks for its own rows."""
+    own = list(processes.share(range(len(rollouts))))
+    scores_B = torch.zeros(len(rollouts))
+    if own:
+        texts = [rollouts.texts[row] for row in own]
+        scores_B[own] = checked_scores(reward, [rollouts.prompts[row] for row in own], texts)
+    processes.add_up(scores_B)
+    return scores_B
 
 
 def _figures(

@@ -20,13 +20,14 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from training.data.preferences import Prompt
-from training.errors import TrainingError
+from training.errors import ConfigError, TrainingError
 from training.models import Reference
 from training.reporting import Reports
 from training.reward_model import RewardFunction
 from training.rl.actor_critic import ActorCritic
 from training.rl.config import OnPolicyConfig
 from training.rl.experience import Experience, Sampler, collect, prompts_of_step, step_seed
+from training.rl.processes import ALONE, Processes
 from training.rl.rollout import Rollouts, generate
 from training.rl.vllm import vllm_sampler
 from training.run_directory import RunDirectory, restore
@@ -45,7 +46,7 @@ class Learner(Protocol):
 @dataclass(slots=True)
 class Training:
     """One training's parts. `reference_every` moves the reference; `stop_after` ends it after so many steps
-    of this call, as an interruption would."""
+    of this call, as an interruption would. Of several `processes` the first writes, all resume."""
 
     learner: Learner
     reference: Reference
@@ -58,6 +59,7 @@ class Training:
     stop_after: int | None = None
     on_step: Callable[[dict[str, float]], None] | None = None
     progress: bool = False
+    processes: Processes = ALONE
 
     def train(self) -> list[dict[str, float]]:
         """All remaining steps; returns every step's figures, those of earlier calls on `run` included."""
@@ -67,8 +69,9 @@ class Training:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         start, kl_coef, history = self._resume()
+        shown = self.progress and self.processes.main
         end = config.steps if self.stop_after is None else min(config.steps, start + self.stop_after)
-        with seeds, self._reports() as reports, _Bar(config.steps, start, self.progress) as bar:
+        with seeds, self._reports() as reports, _Bar(config.steps, start, shown) as bar:
             for step in range(start, end):
                 record, kl_coef = self._step(step, kl_coef)
                 history.append(record)
@@ -76,11 +79,12 @@ class Training:
                 bar.advance(record)
                 if self.on_step is not None:
                     self.on_step(record)
-                if self.run is not None:
+                if self.run is not None and self.processes.main:
                     self.run.log(record)
                     if (step + 1) % config.checkpoint_every == 0 or step + 1 == end:
                         state = {"kl_coef": kl_coef}
                         self.run.save(step + 1, self._saved(), self.learner.optimizers, state)
+        self.processes.wait()
         return history
 
     def _step(self, step: int, kl_coef: float) -> tuple[dict[str, float], float]:
@@ -90,7 +94,15 @@ class Training:
         began = time.perf_counter()
         prompts = prompts_of_step(self.prompts, config.rollouts, config.seed, step)
         experience = collect(
-            actor, self.reference, self.reward, self.sampler, prompts, config, step=step, kl_coef=kl_coef
+            actor,
+            self.reference,
+            self.reward,
+            self.sampler,
+            prompts,
+            config,
+            step=step,
+            kl_coef=kl_coef,
+            processes=self.processes,
         )
         collected = time.perf_counter()
         figures = self.learner.update(experience, step)
@@ -121,30 +133,46 @@ class Training:
         if self.run is None or place is None:
             return 0, self.config.kl.coef, []
         state: dict[str, Any] = restore(place, self._saved(), self.learner.optimizers)
-        self.run.rewind(state["step"])
+        if self.processes.main:
+            self.run.rewind(state["step"])
+        self.processes.wait()
         lines = self.run.metrics.read_text(encoding="utf-8").splitlines()
         return state["step"], state["kl_coef"], [json.loads(line) for line in lines]
 
     def _reports(self) -> Reports:
-        destinations = self.config.report_to if self.run is not None else ()
+        destinations = self.config.report_to if self.run is not None and self.processes.main else ()
         path = self.run.path if self.run is not None else None
         return Reports(path, destinations, self.config.name)  # type: ignore[arg-type]  # unused without any
 
 
 @contextmanager
 def sampler_for(
-    actor: ActorCritic, tokenizer: PreTrainedTokenizerFast, config: OnPolicyConfig, run: RunDirectory | None
+    actor: ActorCritic,
+    tokenizer: PreTrainedTokenizerFast,
+    config: OnPolicyConfig,
+    run: RunDirectory | None,
+    processes: Processes = ALONE,
 ) -> Iterator[Sampler]:
     """The sampler that the config asks for; a vLLM that is started for it ends with the block."""
     if config.vllm is None:
-        yield in_process(actor, tokenizer, config)
+        yield in_process(actor, tokenizer, config, processes)
         return
+    if processes.size > 1:
+        raise ConfigError(
+            "vllm: rollouts through vLLM are for a training of one process; leave `vllm` out, so that each "
+            f"of the {processes.size} processes samples its share, or start the training without a launcher"
+        )
     with vllm_sampler(config.vllm, actor.policy, tokenizer, config.sample, run) as sampler:
         yield sampler
 
 
-def in_process(actor: ActorCritic, tokenizer: PreTrainedTokenizerFast, config: OnPolicyConfig) -> Sampler:
-    """The sampler of this process."""
+def in_process(
+    actor: ActorCritic,
+    tokenizer: PreTrainedTokenizerFast,
+    config: OnPolicyConfig,
+    processes: Processes = ALONE,
+) -> Sampler:
+    """The sampler of this process, or of several that share the rows."""
 
     def sample(prompts: Sequence[Prompt], seed: int, weight_version: int) -> Rollouts:
         return generate(
@@ -156,6 +184,7 @@ def in_process(actor: ActorCritic, tokenizer: PreTrainedTokenizerFast, config: O
             readout=actor.readout,
             weight_version=weight_version,
             dtype=torch.bfloat16 if config.precision == "bf16" else None,
+            processes=processes,
         )
 
     return sample

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from training.losses.policy_gradient import token_logprobs
 from training.rl.causal import CausalParts, evaluating, hidden_at
+from training.rl.processes import ALONE, Processes
 from training.rl.rollout import Rollouts
 
 # Logits of so many tokens at a time where no gradient is needed.
@@ -84,6 +85,7 @@ def reply_logprobs(
     rollouts: Rollouts,
     temperature: float,
     token_budget: int = 4096,
+    processes: Processes = ALONE,
 ) -> Tensor:
     """log π_T of every reply token under `model`, [B, T] float32, 0 beyond the replies; no gradient."""
     parts = CausalParts(model)
@@ -91,7 +93,7 @@ def reply_logprobs(
     mask_BT = rollouts.mask_BT
     logprobs_BT = torch.zeros(mask_BT.shape)
     with evaluating(model):
-        for rows in length_buckets(rollouts, range(len(rollouts)), token_budget):
+        for rows in length_buckets(rollouts, processes.share(range(len(rollouts))), token_budget):
             batch = reply_batch(rollouts, rows, device)
             hidden_ND = reply_hidden(parts, batch)
             found = []
@@ -102,4 +104,5 @@ def reply_logprobs(
             scattered_BT = torch.zeros(len(rows), mask_BT.shape[1])
             scattered_BT[mask_BT[rows]] = torch.cat(found)
             logprobs_BT[rows] = scattered_BT
+    processes.add_up(logprobs_BT)
     return logprobs_BT

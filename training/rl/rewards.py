@@ -15,6 +15,7 @@ from training.data.preferences import Prompt
 from training.errors import TrainingError
 from training.reward_model import RewardFunction, RewardModel
 from training.reward_model_ensemble import RewardEnsemble
+from training.rl.processes import on_own_device
 
 Rule = Literal["brevity"]
 
@@ -47,6 +48,8 @@ def load_reward(source: RewardSource) -> RewardFunction:
     if source.rule is not None:
         return _RULES[source.rule]
     members = [RewardModel.load(Path(path)) for path in source.paths]
+    for member in members:
+        on_own_device(member.model)
     if len(members) == 1:
         return members[0]
     return RewardEnsemble(tuple(members), source.reduce, source.coefficient)

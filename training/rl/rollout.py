@@ -21,6 +21,7 @@ from training.data.preferences import Prompt
 from training.errors import TrainingError
 from training.rl.causal import CausalParts, evaluating
 from training.rl.decoding import decoder_for
+from training.rl.processes import ALONE, Processes
 from training.rl.sampling import SampleConfig, draw
 
 __all__ = ["Rollouts", "SampleConfig", "generate", "prompt_tokens"]
@@ -98,12 +99,14 @@ def generate(
     readout: Readout | None = None,
     weight_version: int = 0,
     dtype: torch.dtype | None = None,
+    processes: Processes = ALONE,
 ) -> Rollouts:
     """Sample one reply a prompt (repeat a prompt for several); dropout is off while it runs.
 
     `generator` is a CPU generator or a seed. `dtype` bfloat16 decodes in half the time on CPUs that have
-    it, with log-probabilities that are a hundredth of a nat off. Raises TrainingError for a prompt that
-    leaves no room for `max_new_tokens` in the model's context.
+    it, with log-probabilities that are a hundredth of a nat off. Several `processes` decode a share each, and
+    all return all replies. Raises TrainingError for a prompt that leaves no room for `max_new_tokens` in the
+    model's context.
     """
     if isinstance(generator, int):
         generator = torch.Generator().manual_seed(generator)
@@ -115,9 +118,12 @@ def generate(
     out = _Buffers.empty(count, limit, with_readout=readout is not None)
     stops = torch.tensor(sorted(stop_ids(parts.causal, tokenizer)))
     with evaluating(model):
-        for start in range(0, count, config.rows):
-            rows = slice(start, start + config.rows)
+        own = processes.share(range(count))
+        for first in range(0, len(own), config.rows):
+            part = own[first : first + config.rows]
+            rows = slice(part[0], part[-1] + 1)
             _decode(parts, prompt_ids[rows], uniforms_BT[rows], config, stops, readout, out.rows(rows), dtype)
+    processes.add_up(*out.tensors)
     longest = int(out.lengths_B.max()) if count else 0
     replies = [out.ids_BT[row, : out.lengths_B[row]].tolist() for row in range(count)]
     return Rollouts(
@@ -172,6 +178,11 @@ class _Buffers:
             torch.zeros(rows, dtype=torch.bool),
             torch.zeros(rows, limit) if with_readout else None,
         )
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        found = [self.ids_BT, self.lengths_B, self.logprobs_BT, self.ended_B]
+        return found if self.readout_BT is None else [*found, self.readout_BT]
 
     def rows(self, chosen: slice) -> _Buffers:
         """A view of some rows: what is written there is written here."""
