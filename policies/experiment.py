@@ -241,7 +241,11 @@ def load_experiment(path: Path, policies: Collection[str] | None = None) -> Load
 
     policies: the names of those that are served; None leaves unchecked whether they are there.
     """
-    document = read_document(path)
+    return LoadedExperiment.of(read_experiment(read_document(path), path, policies), path)
+
+
+def read_experiment(document: Document, path: Path, policies: Collection[str] | None) -> ExperimentSpec:
+    """The experiment that a document describes; `path` is for the messages. Raises like `load_experiment`."""
     try:
         spec = ExperimentSpec.model_validate(document.data)
     except ValidationError as error:
@@ -250,7 +254,7 @@ def load_experiment(path: Path, policies: Collection[str] | None = None) -> Load
         problems = list(misfits(spec, policies))
         if problems:
             raise PolicyError(place(problem, document, path) for problem in problems)
-    return LoadedExperiment.of(spec, path)
+    return spec
 
 
 def misfits(spec: ExperimentSpec, policies: Collection[str]) -> Iterable[Problem]:

@@ -16,10 +16,6 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from policies.errors import PolicyError
-from policies.experiment import load_experiment
-from policies.load import SHIPPED, PolicyLibrary
-from policies.watch import policy_files
 from service.settings import ConfigError, Settings
 
 experiments_app = typer.Typer(help="Experiments: look at them, decide about them.", no_args_is_help=True)
@@ -39,7 +35,7 @@ VERDICT = {"within": GOOD, "crossed": BAD, "open": CALM}
 @experiments_app.command("list")
 def list_experiments(config: ConfigOption = None, url: UrlOption = None, as_json: JsonOption = False) -> None:
     """List the experiments: how they stand, who gets what."""
-    answer = _ask(config, url, "GET", "")
+    answer = ask(config, url, "GET", "")
     if as_json:
         print(json.dumps(answer, indent=2))
         return
@@ -58,34 +54,11 @@ def show(
     name: NameArgument, config: ConfigOption = None, url: UrlOption = None, as_json: JsonOption = False
 ) -> None:
     """Show one: arms and intervals, limits and gates, segments, history."""
-    answer = _ask(config, url, "GET", f"/{name}")
+    answer = ask(config, url, "GET", f"/{name}")
     if as_json:
         print(json.dumps(answer, indent=2))
         return
     Console().print(_page(answer))
-
-
-@experiments_app.command()
-def validate(
-    paths: Annotated[list[Path], typer.Argument(help="Files, or folders of them.")],
-    config: ConfigOption = None,
-) -> None:
-    """Check experiment files against the settings' policies. Exits with 1 if anything is wrong."""
-    settings = _settings(config)
-    shipped = SHIPPED if settings.shipped_policies else None
-    library = PolicyLibrary(settings.policies, shipped=shipped, strict=False)
-    names = {policy.name for policy in library.snapshot().values()}
-    failed = False
-    for path in (file for given in paths for file in _files(given)):
-        try:
-            loaded = load_experiment(path, names)
-        except PolicyError as error:
-            failed = True
-            print(error, file=sys.stderr)
-        else:
-            arms = ", ".join(f"{arm} {share:.0%}" for arm, share in loaded.spec.shares().items())
-            print(f"ok      {loaded.name} ({arms})")
-    raise typer.Exit(1 if failed else 0)
 
 
 @experiments_app.command()
@@ -156,7 +129,7 @@ def stop(
 def _decide(
     config: Path | None, url: str | None, name: str, action: str, body: Mapping[str, Any], as_json: bool
 ) -> None:
-    answer = _ask(config, url, "POST", f"/{name}/{action}", body)
+    answer = ask(config, url, "POST", f"/{name}/{action}", body)
     if as_json:
         print(json.dumps(answer, indent=2))
         return
@@ -165,50 +138,64 @@ def _decide(
     Console().print(text + _shares(shares))
 
 
-def _ask(
-    config: Path | None, url: str | None, method: str, path: str, body: Mapping[str, Any] | None = None
+def ask(
+    config: Path | None,
+    url: str | None,
+    method: str,
+    path: str,
+    body: Mapping[str, Any] | str | None = None,
+    *,
+    revision: int | None = None,
+    absent: Any = None,
 ) -> Any:
-    settings = _settings(config)
+    """The admin API's answer; with `absent`, that where there is nothing. Ends the command where it fails.
+
+    body: an object, or a YAML text; revision: what `If-Match` says.
+    """
+    settings = settings_of(config)
     if settings.admin_key is None:
-        _fail("the admin API needs a key: set KEEL_ADMIN_KEY to an admin key")
+        fail("the admin API needs a key: set KEEL_ADMIN_KEY to an admin key")
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     base = (url or f"http://{host}:{settings.port}").rstrip("/")
-    key = settings.admin_key.get_secret_value()
-    return asyncio.run(_call(method, f"{base}/admin/v1/experiments{path}", key, body))
-
-
-async def _call(method: str, url: str, key: str, body: Mapping[str, Any] | None) -> Any:
-    import aiohttp
-
-    try:
-        async with (
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(60)) as session,
-            session.request(method, url, json=body, headers={"authorization": f"Bearer {key}"}) as response,
-        ):
-            answer = await response.json(content_type=None)
-            status = response.status
-    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-        _fail(f"no answer from the gateway at {url}: {str(error) or type(error).__name__}; is it running?")
+    headers = {"authorization": f"Bearer {settings.admin_key.get_secret_value()}"}
+    if revision is not None:
+        headers["if-match"] = f'"{revision}"'
+    status, answer = asyncio.run(_call(method, f"{base}/admin/v1/experiments{path}", headers, body))
+    if status == 404 and absent is not None:
+        return absent
     if status >= 400:
-        _fail(answer.get("error", {}).get("message", f"the gateway answered {status}"))
+        fail(answer.get("error", {}).get("message", f"the gateway answered {status}"))
     return answer
 
 
-def _settings(config: Path | None) -> Settings:
+async def _call(
+    method: str, url: str, headers: dict[str, str], body: Mapping[str, Any] | str | None
+) -> tuple[int, Any]:
+    import aiohttp
+
+    sent: dict[str, Any] = {"json": body}
+    if isinstance(body, str):
+        sent, headers = {"data": body.encode()}, headers | {"content-type": "application/yaml"}
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(60)) as session,
+            session.request(method, url, headers=headers, **sent) as response,
+        ):
+            return response.status, await response.json(content_type=None)
+    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+        fail(f"no answer from the gateway at {url}: {str(error) or type(error).__name__}; is it running?")
+
+
+def settings_of(config: Path | None) -> Settings:
+    """The settings; ends the command where they are wrong."""
     try:
         return Settings.load(config)
     except ConfigError as error:
-        _fail(str(error))
+        fail(str(error))
 
 
-def _files(path: Path) -> Sequence[Path]:
-    try:
-        return policy_files(path)
-    except OSError as error:
-        _fail(f"{path} can't be read: {error.strerror or error}")
-
-
-def _fail(message: str) -> NoReturn:
+def fail(message: str) -> NoReturn:
+    """Say why, and end."""
     print(f"keel: {message}", file=sys.stderr)
     raise typer.Exit(2)
 

@@ -12,6 +12,7 @@ import typer
 
 from service.cli_audit import audit_app
 from service.cli_checkpoints import checkpoints_app
+from service.cli_definitions import definitions_app
 from service.cli_experiments import experiments_app
 from service.cli_feedback import feedback_app
 from service.cli_keys import keys_app
@@ -29,6 +30,7 @@ app.add_typer(keys_app, name="keys")
 app.add_typer(checkpoints_app, name="checkpoints")
 app.add_typer(feedback_app, name="feedback")
 app.add_typer(audit_app, name="audit")
+experiments_app.add_typer(definitions_app)
 app.add_typer(experiments_app, name="experiments")
 
 

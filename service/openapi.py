@@ -9,6 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from policies.experiment import ExperimentSpec
 from service.comparisons import ComparisonReceipt, JudgementRequest
 from service.feedback import FeedbackReceipt, FeedbackRequest
 from service.openai import types as wire
@@ -83,7 +84,7 @@ def describe(site: FastAPI, version: str) -> dict[str, Any]:
         routes=site.routes,
         openapi_version="3.1.0",
     )
-    models: list[type[BaseModel]] = [ErrorResponse]
+    models: list[type[BaseModel]] = [ErrorResponse, ExperimentSpec]
     for _, _, _, request, answer, _ in OPERATIONS:
         models += [request, answer]
     _, definitions = models_json_schema([(model, "validation") for model in models], ref_template=REF)

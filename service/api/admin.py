@@ -10,9 +10,10 @@ from pydantic import BaseModel
 from policies.load import ReloadOutcome
 from service.api.admin_checkpoints import State as CheckpointState
 from service.api.admin_checkpoints import checkpoint_routes
+from service.api.admin_definitions import HasHouse
 from service.api.admin_drift import State as DriftState
 from service.api.admin_drift import drift_routes
-from service.api.admin_experiments import HasHouse, experiment_routes
+from service.api.admin_experiments import experiment_routes
 from service.api.admin_feedback import State as FeedbackState
 from service.api.admin_feedback import feedback_routes
 from service.api.admin_policies import policy_routes

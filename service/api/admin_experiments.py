@@ -4,25 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
-from typing import Annotated, Any, Literal, Protocol, TypeVar
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.api.admin_definitions import HasHouse, definition_routes, tried
 from service.audit import actor_of
 from service.experiments.control import Control
-from service.experiments.house import House
-from service.experiments.state import NotPossible, State
-from service.openai.errors import Conflict, Unavailable
-from service.store.database import StoreError
-
-T = TypeVar("T")
-
-
-class HasHouse(Protocol):
-    """What these routes ask of the gateway."""
-
-    house: House
+from service.experiments.state import State
 
 
 class Decision(BaseModel):
@@ -52,9 +42,15 @@ class Decided(BaseModel):
 
 
 class ExperimentList(BaseModel):
-    """All experiments, each as `GET /admin/v1/experiments/{name}` shows it, without `looks` and `history`."""
+    """All experiments, each as `GET /admin/v1/experiments/{name}` shows it, without `looks` and `history`.
+
+    Of those that were made by this API, `refused` says which are not served here as they say, and why;
+    `archived` are those that are over.
+    """
 
     experiments: list[dict[str, Any]]
+    refused: dict[str, str]
+    archived: list[str]
 
 
 Action = Literal["approve", "promote", "rollback", "stop", "ramp"]
@@ -69,14 +65,16 @@ def experiment_routes(state: HasHouse) -> APIRouter:
         """All experiments: arms, shares, the latest look."""
         house = state.house
         found = await asyncio.gather(
-            *(_tried(house.control.overview(name, looks=False)) for name in sorted(house.experiments.live))
+            *(tried(house.control.overview(name, looks=False)) for name in sorted(house.experiments.live))
         )
-        return ExperimentList(experiments=found)
+        made = house.definitions
+        archived = [name for name, one in made.known.items() if one.archived]
+        return ExperimentList(experiments=found, refused=dict(made.faults), archived=archived)
 
     @routes.get("/{name}")
     async def experiment(name: str) -> dict[str, Any]:
         """One experiment, with intervals over time and its history."""
-        return await _tried(state.house.control.overview(name))
+        return await tried(state.house.control.overview(name))
 
     @routes.post("/{name}/{action}")
     async def decide(
@@ -85,8 +83,9 @@ def experiment_routes(state: HasHouse) -> APIRouter:
         """Approve the ramp's next step, promote an arm, roll back, stop, or ramp anew."""
         actor = actor_of(request.scope["keel"].caller)
         changed = _act(state.house.control, name, action, actor, decision or Decision())
-        return Decided.of(await _tried(changed))
+        return Decided.of(await tried(changed))
 
+    routes.include_router(definition_routes(state))
     return routes
 
 
@@ -103,12 +102,3 @@ def _act(control: Control, name: str, action: Action, actor: str, decision: Deci
             return control.stop(name, actor, reason)
         case "ramp":
             return control.ramp(name, actor, reason, None if decision.step is None else decision.step - 1)
-
-
-async def _tried(work: Awaitable[T]) -> T:
-    try:
-        return await work
-    except NotPossible as error:
-        raise Conflict(str(error)) from None
-    except StoreError as error:
-        raise Unavailable(str(error), code="store_unavailable") from None

@@ -245,6 +245,7 @@ class Control:
         shown: dict[str, Any] = {
             "name": name,
             "description": spec.description,
+            "origin": "file" if live.loaded.path else "api",
             "path": str(live.loaded.path) if live.loaded.path else None,
             "status": state.status if state else "starting",
             "fault": live.fault,

@@ -1,4 +1,4 @@
-"""Everything about experiments in one gateway: their files, who serves them, who looks at them."""
+"""Everything about experiments in one gateway: where they come from, who serves them, who looks at them."""
 
 from __future__ import annotations
 
@@ -8,23 +8,25 @@ from pathlib import Path
 
 from structlog.typing import FilteringBoundLogger
 
-from policies.experiment import ExperimentLibrary
+from policies.experiment import ExperimentLibrary, ExperimentSpec, misfits
 from service.audit import AuditLog
 from service.auth import Callers
 from service.catalog import Catalog
 from service.experiments.control import Control
+from service.experiments.definitions import Definitions, Expected, Put
 from service.experiments.live import Experiments
 from service.outcomes import Outcomes
 from service.store.database import Database, StoreError
 from service.store.writer import Writer
 from service.telemetry.metrics import Metrics
 
+FOLLOW_SECONDS = 2.0
 GRACE_SECONDS = 3.0
 """How long rows may take from any gateway to the store, before units are settled."""
 
 
 class House:
-    """A gateway without folders of experiments has no tasks here, and opens no store."""
+    """A gateway without folders of experiments opens no store that isn't there for something else."""
 
     def __init__(
         self,
@@ -43,38 +45,69 @@ class House:
     ) -> None:
         """Reads the files. Raises `PolicyError` for what is wrong with them."""
         self._catalog = catalog
+        self._database = database
         self._log = log
         self.library = ExperimentLibrary(folders, policies)
         self.experiments = Experiments(catalog, callers, database, writer, outcomes, metrics, log, unit_key)
         self.control = Control(self.experiments, database, metrics, audit, log, grace_s=GRACE_SECONDS)
+        self.definitions = Definitions(
+            database,
+            self.experiments,
+            audit,
+            log,
+            policies=self.policies,
+            files=self.library.snapshot,
+        )
         self._tasks: list[asyncio.Task[None]] = []
+        self._away = False  # whether the store could not be asked, which is told once
+
+    def policies(self) -> frozenset[str]:
+        """The policies that arms may name."""
+        return frozenset(served.name for served in self._catalog.all())
 
     async def start(self, *, watch: bool) -> None:
         """Serve the experiments; the policies are served already. A store that is away is waited for."""
-        if not self.library.folders:
-            return
-        self.experiments.replace(self.library.snapshot())
-        try:
-            await self.experiments.follow()
-        except StoreError as error:
-            self._log.error("experiments_not_followed", error=str(error))
-        loops = [self.experiments.follow_for_ever(), self.control.run_for_ever()]
-        if watch:
+        self._serve()
+        if self._awake:
+            await self._keep_up()
+        loops = [self._keep_up_for_ever(), self.control.run_for_ever()]
+        if watch and self.library.folders:
             loops.append(self._watch())
         self._tasks = [asyncio.create_task(loop) for loop in loops]
 
+    @property
+    def _awake(self) -> bool:
+        """Whether there may be experiments."""
+        return bool(self.library.folders) or self._database.there
+
+    async def put(self, spec: ExperimentSpec, expected: Expected, actor: str, *, dry_run: bool) -> Put:
+        """`Definitions.put`, and serve it."""
+        done = await self.definitions.put(spec, expected, actor, dry_run=dry_run)
+        await self._keep_up()
+        return done
+
+    async def archive(self, name: str, expected: Expected, actor: str) -> Put:
+        """`Definitions.archive`, and serve it no more."""
+        done = await self.definitions.archive(name, expected, actor)
+        await self._keep_up()
+        return done
+
     async def reload(self) -> list[str]:
-        """Read the files again, and hold them against the policies that are served now; what is wrong."""
-        if not self.library.folders:
-            return []
-        names = [served.name for served in self._catalog.all()]
-        outcome = await asyncio.to_thread(self.library.reload, names)
-        self.experiments.replace(outcome.experiments)
+        """Read the files again, and hold all against the policies that are served now; what is wrong."""
+        outcome = await asyncio.to_thread(self.library.reload, self.policies())
+        self.definitions.check()
+        self._serve()
         faults = [str(fault) for fault in outcome.faults]
         if outcome.changed or faults:
             level = self._log.error if faults else self._log.info
             level("experiments_reloaded", experiments=sorted(outcome.experiments), errors=faults)
         return faults
+
+    def _serve(self) -> None:
+        every, policies = {**self.definitions.usable, **self.library.snapshot()}, self.policies()
+        # A policy may be gone that a file's experiment still names: a reload that knows is on its way.
+        fit = {name: one for name, one in every.items() if not list(misfits(one.spec, policies))}
+        self.experiments.replace(fit)
 
     async def aclose(self) -> None:
         """Stop looking, and end what nobody waits for."""
@@ -86,3 +119,24 @@ class House:
     async def _watch(self) -> None:
         async for _ in self.library.watch():
             await self.reload()
+
+    async def _keep_up(self) -> None:
+        """Take over what other gateways, and people, have made and decided."""
+        before = self.definitions.usable
+        try:
+            await self.definitions.follow()
+            if self.definitions.usable != before:
+                self._serve()
+            await self.experiments.follow()
+        except StoreError as error:
+            if not self._away:
+                self._log.error("experiments_not_followed", error=str(error))
+            self._away = True
+        else:
+            self._away = False
+
+    async def _keep_up_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(FOLLOW_SECONDS)
+            if self._awake:
+                await self._keep_up()

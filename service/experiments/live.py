@@ -7,7 +7,6 @@ may be one in which an arm was taken back.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
@@ -34,15 +33,13 @@ from service.experiments.shadows import Shadows
 from service.http import Call
 from service.openai.errors import BadRequest, Forbidden
 from service.outcomes import Outcome, Outcomes
-from service.store.database import Database, StoreError
+from service.store.database import Database
 from service.store.writer import Writer
 from service.telemetry.metrics import Metrics, child
 
 if TYPE_CHECKING:
     from service.generation import Generation
     from service.openai.types import ChatRequest, CompletionRequest
-
-FOLLOW_SECONDS = 2.0
 
 
 class Experiments:
@@ -151,13 +148,14 @@ class Experiments:
         for name, one in loaded.items():
             before = self.live.get(name)
             live[name] = Live(
-                one, self._version(one), before.state if before else None, before.fault if before else ""
+                one, self.version(one), before.state if before else None, before.fault if before else ""
             )
         self.live = live
         self._catalog.controls = {name: one.spec.control.policy for name, one in live.items()}
         self.publish()
 
-    def _version(self, loaded: LoadedExperiment) -> str:
+    def version(self, loaded: LoadedExperiment) -> str:
+        """Differs where the experiment, or a policy of it, does."""
         digest = hashlib.sha256(loaded.digest.encode())
         for _, one in loaded.spec.places():
             digest.update(self._catalog.get(one.policy).policy.digest.encode())
@@ -165,6 +163,8 @@ class Experiments:
 
     async def follow(self) -> None:
         """Look how the experiments stand. Raises `StoreError`."""
+        if not self.live:
+            return
         await self._database.open()  # which loads the libraries, off the loop
         from service.store.experiments import load
 
@@ -182,15 +182,6 @@ class Experiments:
         if live != self.live:
             self.live = live
             self.publish()
-
-    async def follow_for_ever(self) -> None:
-        """Keep up with what other gateways, and people, decide."""
-        while True:
-            try:
-                await self.follow()
-            except StoreError as error:
-                self._log.error("experiments_not_followed", error=str(error))
-            await asyncio.sleep(FOLLOW_SECONDS)
 
     def publish(self) -> None:
         """The weights as metrics."""

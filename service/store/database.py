@@ -43,6 +43,12 @@ class Database:
         self._engine: AsyncEngine | None = None
         self._opening = asyncio.Lock()
 
+    @property
+    def there(self) -> bool:
+        """Whether there may be something in it: a server's always, a file's once there is the file."""
+        scheme, _, path = self._given.partition(":///")
+        return not scheme.startswith("sqlite") or Path(path.partition("?")[0]).exists()
+
     @contextlib.asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """A connection to look with. Raises `StoreError`."""

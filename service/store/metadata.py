@@ -13,7 +13,7 @@ import importlib
 
 from sqlalchemy import MetaData
 
-NOUNS = ("completions", "exposures", "experiments", "feedback", "comparisons", "reviews")
+NOUNS = ("completions", "exposures", "experiments", "definitions", "feedback", "comparisons", "reviews")
 
 METADATA = MetaData(
     naming_convention={

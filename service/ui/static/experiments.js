@@ -14,10 +14,11 @@ const ACTIONS = { approve: "Approved.", promote: "Promoted.", rollback: "Rolled 
 const REFRESH_MS = 15000;
 
 export async function show(main) {
-  const { experiments } = await get("/admin/v1/experiments");
+  const { experiments, refused } = await get("/admin/v1/experiments");
   const head = pageHead("Experiments", "Arms, and what is known of each. Intervals hold however often you look.");
+  const notes = Object.entries(refused).map(([name, why]) => h("p.note.bad", null, h("strong", null, name), ` is not served as it was applied: ${why}`));
   if (!experiments.length) {
-    replace(main, head, empty("experiments", "No experiment runs", "An experiment is a file that names its arms, under 'experiments' in the gateway's settings."));
+    replace(main, head, ...notes, empty("experiments", "No experiment runs", "An experiment is a file that names its arms: give it to 'keel experiments apply', or put it under 'experiments' in the gateway's settings."));
     return undefined;
   }
   const detail = h("section.stack", { "aria-label": "Experiment" });
@@ -30,7 +31,7 @@ export async function show(main) {
     replace(detail, loading());
     return draw(page);
   };
-  replace(main, head, experiments.length > 1 ? h("div.split", null, h("nav.stack.tight", { "aria-label": "Experiments" }, buttons), detail) : detail);
+  replace(main, head, ...notes, experiments.length > 1 ? h("div.split", null, h("nav.stack.tight", { "aria-label": "Experiments" }, buttons), detail) : detail);
   await choose(experiments[0].name);
   const timer = setInterval(() => {
     if (document.visibilityState === "visible" && !document.querySelector("dialog[open]") && !detail.contains(document.activeElement)) draw(page);
@@ -54,6 +55,7 @@ function summary(experiment, page) {
   return h("div.card.stack", null,
     h("div.row.spread", null, h("h2", null, experiment.name), h(kind ? `span.chip.${kind}` : "span.chip", null, word)),
     experiment.description ? h("p.soft", null, experiment.description) : null,
+    h("p.soft.small", null, experiment.path ? `From ${experiment.path}` : "Applied by the admin API"),
     experiment.fault ? h("p.note.bad", null, experiment.fault) : null,
     alarm ? h("p.note.bad", null, "Units don't come to the arms as planned (sample ratio mismatch): don't rely on these figures before you know why.") : null,
     experiment.reason ? h("p.note", null, experiment.reason) : null,

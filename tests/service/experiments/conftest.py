@@ -45,7 +45,7 @@ _numbers = itertools.count()
 def trying(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trying:
     """`async with trying(yaml, other=policy) as keel:` the experiment `test`, and the policy of its arm."""
     monkeypatch.setattr("service.experiments.house.GRACE_SECONDS", 0.5)
-    monkeypatch.setattr("service.experiments.live.FOLLOW_SECONDS", 0.1)
+    monkeypatch.setattr("service.experiments.house.FOLLOW_SECONDS", 0.1)
 
     @contextlib.asynccontextmanager
     async def running(
