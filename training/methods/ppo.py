@@ -32,27 +32,26 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from training.command import run_command
+from policies.manifest import DataSource
 from training.data.epochs import steps_from
 from training.data.mixture import load_mixture
 from training.data.packing import Batch, collate
-from training.data.preference_data import PromptData, load_prompts
 from training.data.preferences import Prompt
 from training.data.render import Example, render_within
 from training.errors import ConfigError, TrainingError
 from training.losses.language_model import next_token_loss, shifted_positions
 from training.losses.policy_gradient import clipped_policy_loss, clipped_value_loss
 from training.methods.ppo_config import PpoConfig
-from training.models import check_fits, load_policy, reference_of, save_policy, write_record
+from training.models import check_fits, reference_of
 from training.optimization import build_optimizers, set_learning_rate
 from training.reward_model import RewardFunction
 from training.rl.actor_critic import ActorCritic, gathered
 from training.rl.experience import Experience, step_seed
 from training.rl.kl import kl_estimate
 from training.rl.loop import Training, minibatches, sampler_for
-from training.rl.processes import ALONE, Processes, launched, on_own_device
+from training.rl.processes import ALONE, Processes
 from training.rl.replies import length_buckets, reply_batch
-from training.rl.rewards import load_reward
+from training.rl.run import Loaded, on_policy_command, run_on_policy
 from training.run_directory import RunDirectory
 
 # An epoch ends once the policy is this many times `target_kl` away.
@@ -319,54 +318,39 @@ class _Pretraining:
 
 def run_ppo(config: PpoConfig, data_root: Path, run_path: Path) -> Path:
     """Load, train (or go on), and write `run_path/final` with its record; returns that folder."""
-    data, source = _data(config, data_root), config.model
-    if source is None or config.reward is None:
-        raise ConfigError("the command needs `model:` and `reward:` in the config")
-    reward = load_reward(config.reward)
-    model, tokenizer = load_policy(source, config.seed)
-    on_own_device(model)
-    examples: list[Example] = []
-    sources = data.data
-    if config.pretraining is not None:
-        if config.pretraining.data is None:
-            raise ConfigError("pretraining.data: name the conversations to mix in")
-        mixture = load_mixture(config.pretraining.data, data_root, config.seed)
-        rendered = [render_within(c, tokenizer, config.pretraining.row_length) for c in mixture.train]
-        examples = [e for e in rendered if e is not None and any(e.supervised[1:])]
-        sources = (*sources, *mixture.data)
-    with launched() as processes:
-        if processes.main:
-            print("\n".join(data.report))
+
+    def train(loaded: Loaded) -> tuple[DataSource, ...]:
+        examples, sources = _conversations(config, data_root, loaded.tokenizer)
         train_ppo(
-            model,
-            tokenizer,
+            loaded.model,
+            loaded.tokenizer,
             config,
-            data.train,
-            reward,
+            loaded.prompts,
+            loaded.reward,
             pretraining=examples,
             run=run_path,
             progress=True,
-            processes=processes,
+            processes=loaded.processes,
         )
-    final = run_path / "final"
-    if processes.main:
-        save_policy(final, model, tokenizer, config.serve)
-        write_record(run_path, "ppo", config, source, config.seed, sources)
-    return final
+        return sources
+
+    return run_on_policy("ppo", config, data_root, run_path, train)
 
 
-def _data(config: PpoConfig, data_root: Path) -> PromptData:
-    if config.data is None:
-        raise ConfigError("the command needs `data:` in the config: where prompts come from")
-    return load_prompts(config.data, data_root, config.seed)
+def _conversations(
+    config: PpoConfig, data_root: Path, tokenizer: PreTrainedTokenizerFast
+) -> tuple[list[Example], tuple[DataSource, ...]]:
+    """What PPO-ptx mixes in, rendered, and where it is from."""
+    mix = config.pretraining
+    if mix is None:
+        return [], ()
+    if mix.data is None:
+        raise ConfigError("pretraining.data: name the conversations to mix in")
+    mixture = load_mixture(mix.data, data_root, config.seed)
+    rendered = [render_within(c, tokenizer, mix.row_length) for c in mixture.train]
+    return [e for e in rendered if e is not None and any(e.supervised[1:])], mixture.data
 
 
 def main(argv: Sequence[str]) -> int:
-    return run_command(
-        "ppo",
-        "Proximal policy optimisation against a reward model.",
-        PpoConfig,
-        run_ppo,
-        argv,
-        check=lambda config, root: "\n".join(_data(config, root).report),
-    )
+    description = "Proximal policy optimisation against a reward model."
+    return on_policy_command("ppo", description, PpoConfig, run_ppo, argv)

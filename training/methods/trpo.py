@@ -30,21 +30,20 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from training.command import run_command
-from training.data.preference_data import PromptData, load_prompts
+from policies.manifest import DataSource
 from training.data.preferences import Prompt
-from training.errors import ConfigError, TrainingError
+from training.errors import TrainingError
 from training.losses.policy_gradient import token_logprobs
-from training.models import check_fits, load_policy, reference_of, save_policy, write_record
+from training.models import check_fits, reference_of
 from training.reward_model import RewardFunction
 from training.rl.actor_critic import ActorCritic, gathered
 from training.rl.causal import evaluating
 from training.rl.config import OnPolicyConfig
 from training.rl.experience import Experience, step_seed
 from training.rl.loop import Training, minibatches, sampler_for
-from training.rl.processes import ALONE, Processes, launched, on_own_device
+from training.rl.processes import ALONE, Processes
 from training.rl.replies import length_buckets, reply_batch, reply_hidden
-from training.rl.rewards import load_reward
+from training.rl.run import Loaded, on_policy_command, run_on_policy
 from training.rl.trust_region import (
     StepReport,
     TrustRegionConfig,
@@ -270,37 +269,23 @@ class TrpoLearner:
 
 def run_trpo(config: TrpoConfig, data_root: Path, run_path: Path) -> Path:
     """Load, train (or go on), and write `run_path/final` with its record; returns that folder."""
-    data, source = _data(config, data_root), config.model
-    if source is None or config.reward is None:
-        raise ConfigError("the command needs `model:` and `reward:` in the config")
-    reward = load_reward(config.reward)
-    model, tokenizer = load_policy(source, config.seed)
-    on_own_device(model)
-    with launched() as processes:
-        if processes.main:
-            print("\n".join(data.report))
+
+    def train(loaded: Loaded) -> tuple[DataSource, ...]:
         train_trpo(
-            model, tokenizer, config, data.train, reward, run=run_path, progress=True, processes=processes
+            loaded.model,
+            loaded.tokenizer,
+            config,
+            loaded.prompts,
+            loaded.reward,
+            run=run_path,
+            progress=True,
+            processes=loaded.processes,
         )
-    final = run_path / "final"
-    if processes.main:
-        save_policy(final, model, tokenizer, config.serve)
-        write_record(run_path, "trpo", config, source, config.seed, data.data)
-    return final
+        return ()
 
-
-def _data(config: TrpoConfig, data_root: Path) -> PromptData:
-    if config.data is None:
-        raise ConfigError("the command needs `data:` in the config: where prompts come from")
-    return load_prompts(config.data, data_root, config.seed)
+    return run_on_policy("trpo", config, data_root, run_path, train)
 
 
 def main(argv: Sequence[str]) -> int:
-    return run_command(
-        "trpo",
-        "Trust region policy optimisation against a reward model.",
-        TrpoConfig,
-        run_trpo,
-        argv,
-        check=lambda config, root: "\n".join(_data(config, root).report),
-    )
+    description = "Trust region policy optimisation against a reward model."
+    return on_policy_command("trpo", description, TrpoConfig, run_trpo, argv)
