@@ -14,14 +14,16 @@ import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType, ModuleType
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from guardrails import reward
-from guardrails.guard import Guard, Stage
+from guardrails.guard import AsksJudge, Guard, Stage
 from guardrails.verdict import Action
+from policies.alignment import JudgePolicy, JudgeServer
 from policies.constitution import load_constitution
 from policies.errors import PolicyError, Problem
-from policies.spec import GuardBase, PolicySpec
+from policies.guards import GuardBase
+from policies.spec import PolicySpec
 
 if TYPE_CHECKING:
     from guardrails.servable import ServableSpec
@@ -62,6 +64,14 @@ class NeedsServables(Protocol):
 
 
 @runtime_checkable
+class ReadsPrompt(Protocol):
+    """A guard for which it matters what a reply answers."""
+
+    @property
+    def reads_prompt(self) -> Literal[True]: ...
+
+
+@runtime_checkable
 class Preparable(Protocol):
     """A guard with work that is better done before its first text."""
 
@@ -72,11 +82,17 @@ class Preparable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class GuardSet:
-    """A policy's guards, in the policy's order, and what must run in the workers for them."""
+    """A policy's guards, in the policy's order, and what must run in the workers for them.
+
+    judges:       the models that guards ask over HTTP.
+    reads_prompt: whether a reply is judged together with what it answers.
+    """
 
     input: tuple[Guard, ...] = ()
     output: tuple[Guard, ...] = ()
     servables: Mapping[str, ServableSpec] = field(default_factory=lambda: MappingProxyType({}))
+    judges: tuple[JudgePolicy | JudgeServer, ...] = ()
+    reads_prompt: bool = False
 
     def prepare(self) -> None:
         """Let the guards do what they can before the first request. Not for the event loop."""
@@ -94,6 +110,12 @@ def build_guards(policy: PolicySpec, env: GuardEnvironment) -> GuardSet:
         input=stages["input"],
         output=stages["output"],
         servables=MappingProxyType(collect_servables([*stages["input"], *stages["output"]])),
+        judges=tuple(
+            dict.fromkeys(
+                guard.asks for guards in stages.values() for guard in guards if isinstance(guard, AsksJudge)
+            )
+        ),
+        reads_prompt=any(isinstance(guard, ReadsPrompt) for guard in stages["output"]),
     )
 
 
@@ -113,7 +135,7 @@ def collect_servables(guards: Iterable[Guard]) -> dict[str, ServableSpec]:
                 raise ValueError(
                     f"guard {guard.name!r} wants servable {name!r} with other settings than another guard"
                 )
-        missing = guard.servables - specs.keys()
+        missing = frozenset() if isinstance(guard, AsksJudge) else guard.servables - specs.keys()
         if missing:
             raise ValueError(
                 f"guard {guard.name!r} uses servables it doesn't describe: {', '.join(sorted(missing))}"

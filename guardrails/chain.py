@@ -12,14 +12,26 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import structlog
 
 from guardrails.apply import apply
 from guardrails.apply_json import apply_json
-from guardrails.guard import Answer, Channel, Context, Guard, Job, JobError, JobRunner, Stage, Step
+from guardrails.guard import (
+    Answer,
+    AsksJudge,
+    Channel,
+    Context,
+    Guard,
+    Job,
+    JobError,
+    JobRunner,
+    Stage,
+    Step,
+    Turn,
+)
 from guardrails.in_json import examination
 from guardrails.masking import Vault
 from guardrails.verdict import Action, Failure, Finding, Verdict
@@ -47,10 +59,13 @@ class Part:
     prompt: str = ""
     tool_name: str | None = None
     tools: Sequence[Mapping[str, Any]] = ()
+    turns: tuple[Turn, ...] = ()
 
     @property
     def context(self) -> Context:
-        return Context(self.stage, self.role, self.channel, self.prompt, self.tool_name, self.tools)
+        return Context(
+            self.stage, self.role, self.channel, self.prompt, self.tool_name, self.tools, self.turns
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +179,19 @@ async def check_texts(
     policy_digest: str,
     vault: Vault | None = None,
 ) -> ChainResult:
-    """Every guard's full report on every part, whatever the others say: for whoever chooses thresholds."""
+    """Every guard's full report on every part, whatever the others say: for whoever chooses thresholds.
+
+    As when a request is served, a judge reads an input without what the others replace in it.
+    """
     vault = vault if vault is not None else Vault(part.text for part in parts)
-    looks = await _Bench(runner, cache, policy_digest).run(parts, [guards], early_exit=False)
+    bench = _Bench(runner, cache, policy_digest)
+    judges = [guard for guard in guards if isinstance(guard, AsksJudge)]
+    others = [guard for guard in guards if guard not in judges]
+    looks = await bench.run(parts, [others], early_exit=False)
+    if judges:
+        shown = [_as_engine_reads(part, own, vault) for part, own in zip(parts, looks, strict=True)]
+        judged = await bench.run(shown, [judges], early_exit=False)
+        looks = [_in_order(guards, [*a, *b]) for a, b in zip(looks, judged, strict=True)]
     return ChainResult(tuple(_conclude(part, own, vault) for part, own in zip(parts, looks, strict=True)))
 
 
@@ -351,6 +376,18 @@ def _take(look: _Look, task: asyncio.Future[Answer]) -> None:
         look.fail("timeout", error)
     except (Exception, asyncio.CancelledError) as error:
         look.fail("failed", error)
+
+
+def _as_engine_reads(part: Part, looks: Iterable[_Look], vault: Vault) -> Part:
+    """A user's text for a judge: without what is masked or replaced."""
+    if part.stage == "output" or part.channel == "tool_arguments":
+        return part
+    found = [finding for look in looks for finding in look.findings if not finding.action.withholds]
+    return replace(part, turns=((part.role, apply(part.text, Verdict.of(found), vault.placeholder)),))
+
+
+def _in_order(guards: Sequence[Guard], looks: Sequence[_Look]) -> list[_Look]:
+    return sorted(looks, key=lambda look: guards.index(look.guard))
 
 
 def _conclude(part: Part, looks: Iterable[_Look], vault: Vault) -> PartResult:

@@ -15,16 +15,23 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from guardrails.verdict import Action, Finding
+from policies.alignment import JudgePolicy, JudgeServer
 
 Stage = Literal["input", "output"]
 Channel = Literal["content", "reasoning", "tool_arguments", "tool_input", "refusal"]
 """`tool_arguments` are JSON; `tool_input` is the text that a custom tool is called with, in any form."""
 Scope = Literal["pattern", "segment", "document"]
+Turn = tuple[str, str]
+"""A role and what it said."""
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Where a text stands: which side of the model, who wrote it, and what it answers."""
+    """Where a text stands: which side of the model, who wrote it, and what it answers.
+
+    `turns` is the conversation as the engine is given it, for guards that ask a judge: up to and with this
+    text where it is an input, up to what is answered where it is a reply. Empty where it isn't known.
+    """
 
     stage: Stage = "output"
     role: str = "assistant"
@@ -32,6 +39,7 @@ class Context:
     prompt: str = ""
     tool_name: str | None = None
     tools: Sequence[Mapping[str, Any]] = ()
+    turns: tuple[Turn, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,22 +145,35 @@ class ReadsRaw(Protocol):
     def reads_raw(self) -> Literal[True]: ...
 
 
+@runtime_checkable
+class AsksJudge(Protocol):
+    """A guard whose jobs are questions to a model behind HTTP, which no guard worker serves.
+
+    Their payloads are `guardrails.judging.Question`.
+    """
+
+    @property
+    def asks(self) -> JudgePolicy | JudgeServer: ...
+
+
 class JobRunner(Protocol):
-    """Where jobs run. `guardrails.runtime.Runtime` is the real one."""
+    """Where jobs run: in the workers of `guardrails.runtime.Runtime`, or at a judge that the service asks."""
 
     async def run(self, servable: str, payload: Any, timeout: float) -> Any:
         """The servable's result for `payload`.
 
-        Raises `guardrails.guard.JobError` when the worker fails, dies, is overloaded or is late.
+        Raises `guardrails.guard.JobError` when what runs it fails, dies, is overloaded, is late or, a judge,
+        can't be reached or answers nonsense.
         """
         ...
+
+
+Reason = Literal["timeout", "worker_died", "failed", "overloaded", "unreachable", "nonsense"]
 
 
 class JobError(Exception):
     """A job was not answered; `reason` is one of a small closed set, fit for a metric's label."""
 
-    def __init__(
-        self, reason: Literal["timeout", "worker_died", "failed", "overloaded"], detail: str = ""
-    ) -> None:
+    def __init__(self, reason: Reason, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason

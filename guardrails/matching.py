@@ -16,7 +16,7 @@ from guardrails.normalize import GrowingNormal, charwise
 from guardrails.remedy import Remedy
 from guardrails.scan import Match, PatternSet, Scanner
 from guardrails.verdict import Action, Finding
-from policies.spec import GuardBase
+from policies.guards import GuardBase
 
 
 class SearchingGuard:

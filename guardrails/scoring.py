@@ -17,6 +17,7 @@ from guardrails.servable import ServableSpec
 from guardrails.verdict import Action, Finding
 from guardrails.views import views
 from guardrails.windows import Window, Windows
+from policies.guards import ScoredBase
 from policies.severity import Levels
 from policies.spec import ClassifierBase
 
@@ -52,12 +53,16 @@ class Steps:
     own: Mapping[str, tuple[tuple[float, Remedy], ...]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, spec: ClassifierBase, hash_key: bytes) -> Steps:
+    def of(cls, spec: ScoredBase, hash_key: bytes) -> Steps:
         """The ladders of a guard's settings."""
         return cls(
             _steps(spec.ladder, hash_key),
             {label.upper(): _steps(levels, hash_key) for label, levels in spec.ladders.items()},
         )
+
+    def first(self, entity_type: str) -> float:
+        """The score from which on something is done about a label."""
+        return self.own.get(entity_type, self.common)[0][0]
 
     def remedy(self, entity_type: str, score: float) -> Remedy:
         """For a label that was flagged, and so has reached its first step."""

@@ -29,7 +29,8 @@ def content_key(policy_digest: str, context: Context, text: str) -> bytes:
         context.tool_name or "",
         context.prompt,
     )
-    head = "\0".join(f"{len(value)}:{value}" for value in fields)
+    said = (part for turn in context.turns for part in turn)
+    head = "\0".join(f"{len(value)}:{value}" for value in (*fields, *said))
     hasher = hashlib.sha256(head.encode("utf-8", "surrogatepass"))
     hasher.update(b"\0\0")
     hasher.update(text.encode("utf-8", "surrogatepass"))

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from policies.base import Frozen, Name
+from policies.base import Frozen, Name, Text
 from policies.document import Document, parse_document, read_document
 from policies.errors import Fault, PolicyError, Problem, located
 from policies.explain import explain
@@ -26,15 +26,6 @@ SHIPPED = Path(__file__).parent / "constitutions"
 Severity = Literal["low", "medium", "high", "critical"]
 WEIGHTS: dict[Severity, float] = {"low": 0.1, "medium": 0.3, "high": 0.7, "critical": 1.0}
 """How much a violation counts, between 0 and 1; what a reader compares, not a probability."""
-
-
-def _not_blank(text: str) -> str:
-    if not text.strip():
-        raise ValueError("must not be blank")
-    return text
-
-
-Text = Annotated[str, Field(max_length=4_000), AfterValidator(_not_blank)]
 
 
 def _critique_request(given: dict[str, Any]) -> str:

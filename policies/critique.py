@@ -11,6 +11,7 @@ what is not of that form is `Nonsense`: an error, never a reply that passed. Sou
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast, get_args
@@ -202,7 +203,16 @@ def _question(system: str, case: Case) -> Messages:
     return asked(system, shown)
 
 
+# A tokenizer looks for its control tokens (<|im_end|>, </s>, [INST]) in the whole prompt. In a JSON string
+# their first character can be written in another way, which means the same.
+_CONTROL = re.compile(r"<|\[(?=/?[A-Z_]{3,}\])")
+
+
+def _escape(character: re.Match[str]) -> str:
+    return f"\\u{ord(character[0]):04x}"
+
+
 def asked(system: str, shown: Mapping[str, Any]) -> Messages:
     """Instructions, and the case as one JSON object: what is data can't pass for an instruction."""
-    content = json.dumps(shown, ensure_ascii=False, indent=1)
+    content = _CONTROL.sub(_escape, json.dumps(shown, ensure_ascii=False, indent=1))
     return [{"role": "system", "content": system}, {"role": "user", "content": content}]

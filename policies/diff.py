@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from policies.spec import GuardBase, PolicySpec
+from policies.guards import GuardBase
+from policies.spec import PolicySpec
 
 
 class Difference(NamedTuple):

@@ -15,7 +15,8 @@ from pydantic_core import ErrorDetails
 
 from policies.document import Document
 from policies.errors import Fault, Loc, Problem
-from policies.spec import GuardBase, PolicySpec
+from policies.guards import GuardBase
+from policies.spec import PolicySpec
 
 _MAPPING, _LIST, _NUMBER, _WHOLE, _TRUTH = (
     "must be a mapping of keys to values",

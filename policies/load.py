@@ -19,7 +19,7 @@ from policies.alignment import JudgeServer, RewardServer
 from policies.document import Mark, read_document
 from policies.errors import Fault, PolicyError, Problem, UnknownPolicy
 from policies.explain import dotted, explain, place
-from policies.references import references
+from policies.references import judges, references
 from policies.registry import RegistryError
 from policies.spec import ModelRef, PolicySpec
 from policies.tenants import TenantFile, TenantSpec, unknown_settings, variants
@@ -126,9 +126,8 @@ def _missing_keys(spec: PolicySpec) -> Iterable[Problem]:
         for model in (spec.rerank.models if spec.rerank else ())
         if isinstance(model, RewardServer)
     ]
-    judge = spec.revise.judge if spec.revise else None
-    judges = [(("revise", "judge"), judge.upstream)] if isinstance(judge, JudgeServer) else []
-    for loc, upstream in [*single, *several, *servers, *judges]:
+    judging = [(loc, judge.upstream) for loc, judge in judges(spec) if isinstance(judge, JudgeServer)]
+    for loc, upstream in [*single, *several, *servers, *judging]:
         variable = upstream.api_key_env
         if variable is not None and not os.environ.get(variable):
             message = f"environment variable {variable!r} is not set; it must hold the upstream's key"

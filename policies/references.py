@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
+from policies.alignment import JudgePolicy, JudgeServer
 from policies.errors import Loc
+from policies.judge import JudgeSpec
 from policies.spec import ClassifierBase, PolicySpec, ToolCallsSpec
 
 
@@ -20,6 +22,16 @@ def references(spec: PolicySpec) -> Iterable[tuple[Loc, str]]:
             for extra, one in [((), guard), *inside]:
                 if isinstance(one, ClassifierBase) and isinstance(one.model, str) and not _is_path(one.model):
                     yield (stage, index, *extra, "model"), one.model
+
+
+def judges(spec: PolicySpec) -> Iterable[tuple[Loc, JudgePolicy | JudgeServer]]:
+    """The models that judge replies, as guards or for a revision, with their places."""
+    if spec.revise is not None and spec.revise.judge != "self":
+        yield ("revise", "judge"), spec.revise.judge
+    for stage, guards in (("input", spec.input), ("output", spec.output)):
+        for index, guard in enumerate(guards):
+            if isinstance(guard, JudgeSpec):
+                yield (stage, index, "model"), guard.model
 
 
 def all_names(spec: PolicySpec) -> frozenset[str]:

@@ -17,13 +17,13 @@ from policies.alignment import RerankSpec, ReviseSpec
 from policies.base import Frozen, Name, Upstream
 from policies.constraints import Constraint
 from policies.errors import Loc, Problem, located
+from policies.guards import GuardBase, OnError, Probability, ScoredBase
+from policies.judge import JudgeSpec
 from policies.records import FeedbackSpec, ReviewSpec
-from policies.severity import Level, Levels, ladder_problems
+from policies.severity import Level, Levels
 
 ActionName = Literal["allow", "log", "redact", "mask", "hash", "rewrite", "escalate", "block"]
-OnError = Literal["block", "allow", "escalate"]
 Role = Literal["system", "developer", "user", "assistant", "tool"]
-Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class ModelRef(Frozen):
@@ -43,18 +43,6 @@ class ModelRef(Frozen):
     @property
     def targets(self) -> tuple[Upstream, ...]:
         return (self.upstream,) if self.upstream else self.upstreams
-
-
-class GuardBase(Frozen):
-    """What every guard takes. `label` tells two uses of one guard apart in findings and metrics."""
-
-    label: Name | None = None
-    on_error: OnError | None = None
-    deadline_ms: Annotated[int, Field(gt=0, le=60_000)] = 2_000
-
-    @property
-    def title(self) -> str:
-        return self.label or str(self.guard)  # type: ignore[attr-defined]  # every subclass has the discriminator
 
 
 class Pattern(Frozen):
@@ -124,41 +112,10 @@ class DetoxifyRef(Frozen):
         return self
 
 
-class ClassifierBase(GuardBase):
-    """A guard that scores text with a classifier: a checkpoint's name by default.
-
-    `threshold` and `action` are one step; `levels` takes their place with several, and `categories` gives
-    single labels a ladder of their own.
-    """
+class ClassifierBase(ScoredBase):
+    """A guard that scores text with a classifier: a checkpoint's name by default."""
 
     model: str | DetoxifyRef = "keel-guard"
-    scope: Literal["segment", "document"] = "segment"
-    threshold: Probability = 0.7
-    action: Literal["allow", "log", "redact", "escalate", "block"] = "block"
-    levels: Levels = ()
-    categories: dict[str, Levels] = Field(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _steps_fit(self) -> Self:
-        problems = [*ladder_problems(self.levels, self.categories), *self._said_twice()]
-        if problems:
-            raise located(problems)
-        return self
-
-    def _said_twice(self) -> Iterator[Problem]:
-        for key in ("threshold", "action"):
-            if self.levels and key in self.model_fields_set:
-                yield Problem((key,), f"'levels' says it already: give {key!r} or 'levels', not both")
-
-    @property
-    def ladder(self) -> Levels:
-        """What holds for every label that has no ladder of its own."""
-        return self.levels or (Level(at=self.threshold, action=self.action),)
-
-    @property
-    def ladders(self) -> Mapping[str, Levels]:
-        """The labels that have one."""
-        return self.categories
 
 
 class ToxicitySpec(ClassifierBase):
@@ -236,7 +193,8 @@ GuardSpec = Annotated[
     | InjectionSpec
     | HarmSpec
     | TopicsSpec
-    | ToolCallsSpec,
+    | ToolCallsSpec
+    | JudgeSpec,
     Field(discriminator="guard"),
 ]
 ToolCallsSpec.model_rebuild()
@@ -271,6 +229,7 @@ class PolicySpec(Frozen):
             *self._used_twice(),
             *self._masked_output(),
             *self._unstreamable(),
+            *self._judges_that_change(),
             *self._never_flagged(),
             *self._cut_constraints(),
         ]
@@ -324,6 +283,15 @@ class PolicySpec(Frozen):
                     (*loc, "scope"),
                     f"guard {guard.title!r} has scope 'document', which needs the whole reply: set "
                     "'streaming: buffer' (or 'refuse'), or give the guard 'scope: segment'",
+                )
+
+    def _judges_that_change(self) -> Iterator[Problem]:
+        for index, guard in enumerate(self.input):
+            if isinstance(guard, JudgeSpec) and guard.changes_text:
+                yield Problem(
+                    ("input", index),
+                    f"guard {guard.title!r}: a judge of inputs works beside the model, which has the text "
+                    "already: it can 'allow', 'log', 'escalate' or 'block', not redact or rewrite",
                 )
 
     def _cut_constraints(self) -> Iterator[Problem]:

@@ -34,6 +34,15 @@ class Hazard(Enum):
     SEXUAL_CONTENT = "sexual_content"
 
 
+LLAMA_GUARD_CODES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        **{f"S{number}": hazard.value for number, hazard in enumerate(Hazard, 1)},
+        "S13": "elections",
+        "S14": "code_interpreter_abuse",
+    }
+)
+"""What Llama Guard 3 and 4 call the hazards, and two of their own; by the label that a finding carries."""
+
 MODERATION_CATEGORIES: Final = (
     "harassment",
     "harassment/threatening",
@@ -84,6 +93,15 @@ _LABELS: Final[Mapping[str, tuple[tuple[str, ...], ...]]] = MappingProxyType(
 )
 """Per category the alternatives that tell it; of one alternative's labels all must be high."""
 
+_ALTERNATIVES: Final[Mapping[str, tuple[tuple[str, ...], ...]]] = MappingProxyType(
+    {
+        category: _LABELS.get(category, ())
+        + tuple((hazard.value,) for hazard, told in HAZARD_TO_MODERATION.items() if told[:1] == (category,))
+        for category in MODERATION_CATEGORIES
+    }
+)
+"""The same, with what a judge says by hazard: each is reported where it belongs first."""
+
 
 def moderation_scores(scores: Mapping[str, float]) -> dict[str, float]:
     """OpenAI's category scores from a classifier's labels, all in 0..1.
@@ -92,7 +110,7 @@ def moderation_scores(scores: Mapping[str, float]) -> dict[str, float]:
     (fuzzy or and and, so that a category never exceeds what was scored). Labels unknown here change nothing.
     """
     result = dict.fromkeys(MODERATION_CATEGORIES, 0.0)
-    for category, alternatives in _LABELS.items():
+    for category, alternatives in _ALTERNATIVES.items():
         told = [
             min(scores[label] for label in labels) for labels in alternatives if scores.keys() >= set(labels)
         ]
@@ -106,5 +124,5 @@ def covered(labels: Iterable[str]) -> tuple[str, ...]:
     return tuple(
         category
         for category in MODERATION_CATEGORIES
-        if any(known.issuperset(alternative) for alternative in _LABELS.get(category, ()))
+        if any(known.issuperset(alternative) for alternative in _ALTERNATIVES[category])
     )

@@ -34,7 +34,8 @@ from policies.base import Frozen, Name
 from policies.document import Document, read_document
 from policies.errors import Fault, PolicyError, Problem
 from policies.explain import explain, place, suggestion
-from policies.spec import GuardBase, PolicySpec
+from policies.guards import GuardBase
+from policies.spec import PolicySpec
 
 T = TypeVar("T")
 

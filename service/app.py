@@ -139,7 +139,7 @@ class Gateway:
             self.registry,
             self.catalog,
             self.engines,
-            Canary(self.runtime),
+            Canary(self.catalog.runner),
             self.metrics,
             log,
             self.audit,
@@ -192,15 +192,15 @@ class Gateway:
         return Observe(app, self.metrics, self.log, settings.log.access)
 
     def _endpoints(self) -> dict[str, dict[str, App]]:
-        limits = self.settings.limits
-        checks = Checks(self.catalog, self.runtime, self.cache, self.metrics, self.settings.default_policy)
+        limits, catalog, runner = self.settings.limits, self.catalog, self.catalog.runner
+        checks = Checks(catalog, runner, self.cache, self.metrics, self.settings.default_policy)
         embeddings = Embeddings(self.catalog, self.limiter)
         endpoints: dict[str, dict[str, App]] = {
             path: {
                 "POST": GenerationEndpoint(
                     kind,
-                    self.catalog,
-                    self.runtime,
+                    catalog,
+                    runner,
                     self.metrics,
                     self.limiter,
                     limits,

@@ -19,10 +19,10 @@ from guardrails.guard import Guard
 from guardrails.runtime import Runtime
 from guardrails.servable import ServableSpec
 from guardrails.verdict_cache import VerdictCache
-from policies.alignment import JudgePolicy
+from policies.alignment import JudgePolicy, JudgeServer
 from policies.constraints import to_wire
 from policies.load import LoadedPolicy
-from policies.references import all_names
+from policies.references import all_names, judges
 from policies.registry import Pinned
 from policies.spec import PolicySpec
 from service.alignment.build import StrategyError, strategy_for
@@ -32,6 +32,7 @@ from service.engine.engine import Engine
 from service.engine.users import Users
 from service.engines import Engines, Target
 from service.http import Header
+from service.judges import Judges
 from service.openai.errors import ModelNotFound
 from service.redaction import build_redactors
 from service.telemetry.metrics import Metrics
@@ -43,6 +44,7 @@ class Served:
 
     checkpoints: what each checkpoint's name in the policy means, as `name@digest`.
     users:       where a request that is bound to this policy is counted for as long as it lasts.
+    judges:      the engines that its guards ask, and that are no policy's own.
     """
 
     policy: LoadedPolicy
@@ -55,6 +57,7 @@ class Served:
     checkpoints: Mapping[str, str] = field(default_factory=dict)
     users: tuple[Users, ...] = ()
     redactors: tuple[Guard, ...] = ()  # for texts that are kept
+    judges: tuple[Engine, ...] = ()
 
     @property
     def name(self) -> str:
@@ -67,7 +70,7 @@ class Served:
     @property
     def engines(self) -> tuple[Engine, ...]:
         """All that it asks."""
-        return (self.target.engine, *(self.strategy.engines if self.strategy else ()))
+        return (self.target.engine, *(self.strategy.engines if self.strategy else ()), *self.judges)
 
     def enter(self) -> None:
         """A request is bound to this from now on; nothing of it is closed before `leave`."""
@@ -83,7 +86,8 @@ class Served:
     def patience(self) -> float:
         """The shortest time, in seconds, within which a guard worker must have answered."""
         guards = (*self.guards.input, *self.guards.output)
-        return min((guard.deadline for guard in guards if guard.servables), default=math.inf)
+        ours = self.guards.servables.keys()
+        return min((guard.deadline for guard in guards if guard.servables & ours), default=math.inf)
 
     @property
     def guarded(self) -> bool:
@@ -121,7 +125,8 @@ class Catalog:
         self._engines = engines
         self._cache = cache
         self._metrics = metrics
-        self._means = Means(engines, runtime, environment.registry, metrics, self.get, state_dir)
+        self.runner = Judges(runtime, engines, lambda name: self.get(name).target)
+        self._means = Means(engines, self.runner, environment.registry, metrics, self.get, state_dir)
         self._served: Mapping[str, Served] = {}
         self._tenants: Mapping[tuple[str, str], Served] = {}  # by a key's name and a policy's
         self._policies: Mapping[str, LoadedPolicy] = {}
@@ -205,6 +210,8 @@ class Catalog:
                     await gate(
                         [(known[name], served) for name, served in fresh.items() if known[name] is not served]
                     )
+                if self._cache is not None and _judges_moved(self._served, fresh):
+                    self._cache.clear()
                 self._served, self._tenants = fresh, _by_key(fresh.values())
                 self._policies, self.pins = policies, registry.pins
             finally:
@@ -237,11 +244,15 @@ class Catalog:
         environment = replace(self._environment, registry=registry)
         guards = await asyncio.to_thread(build_guards, policy.spec, environment)
         chain = InputChain(
-            guards.input, self._runtime, self._cache, policy_digest=policy.digest, roles=policy.spec.roles
+            guards.input, self.runner, self._cache, policy_digest=policy.digest, roles=policy.spec.roles
         )
         constraints = to_wire(policy.spec.constraints) if policy.spec.constraints else ""
         strategy = strategy_for(policy.spec, replace(self._means, registry=registry))
-        others = {engine.users for engine in (strategy.engines if strategy else ())} - set(target.users)
+        asked = tuple(
+            self._engines.server(one.upstream) for one in guards.judges if isinstance(one, JudgeServer)
+        )
+        helping = (*(strategy.engines if strategy else ()), *asked)
+        others = {engine.users for engine in helping} - set(target.users)
         redactors: tuple[Guard, ...] = ()
         if policy.spec.keeps_text:
             redactors = await asyncio.to_thread(build_redactors, policy.spec, guards, self._environment)
@@ -256,6 +267,7 @@ class Catalog:
             checkpoints,
             (*target.users, *others),
             redactors,
+            asked,
         )
 
     def _publish(self) -> None:
@@ -278,11 +290,22 @@ def _by_key(policies: Iterable[Served]) -> dict[tuple[str, str], Served]:
 def _check_judges(policies: Mapping[str, Served]) -> None:
     """Raises `StrategyError` where a policy's judge is a policy that there isn't."""
     for name, served in policies.items():
-        judge = served.spec.revise.judge if served.spec.revise else None
-        if isinstance(judge, JudgePolicy) and judge.policy not in policies:
-            known = ", ".join(sorted(policies))
-            missing = f"its judge is the policy {judge.policy!r}, which isn't there"
-            raise StrategyError(f"policy {name!r}: {missing}; there are: {known}")
+        for _, judge in judges(served.spec):
+            if isinstance(judge, JudgePolicy) and judge.policy not in policies:
+                known = ", ".join(sorted(policies))
+                missing = f"its judge is the policy {judge.policy!r}, which isn't there"
+                raise StrategyError(f"policy {name!r}: {missing}; there are: {known}")
+
+
+def _judges_moved(before: Mapping[str, Served], after: Mapping[str, Served]) -> bool:
+    """Whether a policy whose model judges for others has another model now: its verdicts are out of date."""
+    asked = {
+        judge.policy
+        for served in after.values()
+        for judge in served.guards.judges
+        if isinstance(judge, JudgePolicy)
+    }
+    return any(name in before and before[name].target != after[name].target for name in asked)
 
 
 def _prepare(policies: Iterable[Served]) -> None:

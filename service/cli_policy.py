@@ -22,11 +22,15 @@ from guardrails.chain import GuardReport, Part, PartResult, check_texts
 from guardrails.runtime import Runtime
 from guardrails.servable import ServableError
 from guardrails.verdict import Action
+from policies.alignment import JudgePolicy, JudgeServer
 from policies.diff import differences
 from policies.errors import PolicyError, UnknownPolicy
 from policies.load import SHIPPED, LoadedPolicy, PolicyLibrary, load_policy
 from policies.registry import Registry
 from policies.spec import PolicySpec
+from service.engine.observer import NullObserver
+from service.engines import Engines, Target
+from service.judges import Judges
 from service.settings import ConfigError, Settings
 
 policy_app = typer.Typer(
@@ -200,13 +204,36 @@ async def _examine(loaded: LoadedPolicy, part: Part, settings: Settings) -> Part
     environment = _environment(settings, runtime)
     guards = build_guards(loaded.spec, environment)
     chosen = guards.input if part.stage == "input" else guards.output
-    needed = frozenset().union(*(guard.servables for guard in chosen))
+    needed = frozenset().union(*(guard.servables for guard in chosen)) & guards.servables.keys()
+    engines = Engines(settings, environment.registry, NullObserver())
     try:
+        targets = {
+            judge.policy: _judge_target(judge.policy, settings, engines)
+            for judge in guards.judges
+            if isinstance(judge, JudgePolicy)
+        }
+        for judge in guards.judges:
+            if isinstance(judge, JudgeServer):
+                engines.server(judge.upstream)
+        await engines.start()
         await runtime.start({name: guards.servables[name] for name in needed})
-        result = await check_texts(chosen, [part], runtime, policy_digest=loaded.digest)
+        runner = Judges(runtime, engines, targets.__getitem__)
+        result = await check_texts(chosen, [part], runner, policy_digest=loaded.digest)
         return result.parts[0]
     finally:
         await runtime.aclose()
+        await engines.stop()
+
+
+def _judge_target(name: str, settings: Settings, engines: Engines) -> Target:
+    """The model of another policy, where it is somebody's server; none is started for a try."""
+    spec = _policy(name, settings).spec
+    if not spec.model.targets and settings.upstream is None:
+        _fail(
+            f"its judge is the model of the policy {name!r}, which only a running gateway has: "
+            "ask that one, with POST /v1/checks"
+        )
+    return engines.target(spec)
 
 
 def _print_result(loaded: LoadedPolicy, result: PartResult, stage: str) -> None:

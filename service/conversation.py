@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
 
 from guardrails.chain import Part, PartResult
-from guardrails.guard import Channel
+from guardrails.guard import Channel, Turn
+from guardrails.judging import MAX_TURNS
 from service.openai.errors import BadRequest
 
 TEXT_KEYS = ("text", "refusal", "thinking")  # of content parts, whatever their type
@@ -35,6 +36,11 @@ class Place:
     def put(self, text: str) -> None:
         """Replace the text."""
         self.container[self.key] = text
+
+    @property
+    def turn(self) -> Turn:
+        """Who said it, and the text as it now stands."""
+        return self.part.role, str(self.container[self.key])
 
 
 def chat_places(payload: dict[str, Any]) -> list[Place]:
@@ -78,6 +84,22 @@ def replace_texts(places: Sequence[Place], results: Sequence[PartResult]) -> boo
             place.put(result.text)
             changed = True
     return changed
+
+
+def turns_of(places: Sequence[Place]) -> tuple[Turn, ...]:
+    """The conversation as it now stands, a turn a text."""
+    return tuple(place.turn for place in places)
+
+
+def parts_of(places: Sequence[Place], *, with_turns: bool) -> list[Part]:
+    """The texts as they came; with `with_turns` each knows the conversation up to it, as it now stands."""
+    if not with_turns:
+        return [place.part for place in places]
+    turns = turns_of(places)
+    return [
+        replace(place.part, turns=turns[max(0, index - MAX_TURNS) : index + 1])
+        for index, place in enumerate(places)
+    ]
 
 
 def estimated_prompt_tokens(payload: dict[str, Any], *, chat: bool) -> int:

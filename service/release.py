@@ -214,7 +214,10 @@ class Releasing:
         if key.tool_call is not None:
             tool_name = self._states[key.choice].tool_name(key.tool_call)
         tools = self._generation.payload.get("tools") or ()
-        context = Context("output", "assistant", key.channel, self._examined.prompt, tool_name, tools)
+        examined = self._examined
+        context = Context(
+            "output", "assistant", key.channel, examined.prompt, tool_name, tools, examined.turns
+        )
         moderator = self._moderators[key] = Moderator(self._served.guards.output, context)
         if self._examined.vault:
             in_json = key.channel == "tool_arguments"

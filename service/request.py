@@ -9,11 +9,19 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from guardrails.chain import ChainResult, InputChain, Part
+from guardrails.guard import Turn
 from guardrails.masking import Vault
-from service.conversation import Place, chat_places, completion_places, replace_texts
+from service.conversation import (
+    Place,
+    chat_places,
+    completion_places,
+    parts_of,
+    replace_texts,
+    turns_of,
+)
 from service.engine.errors import UpstreamError
 from service.generation import Generation
-from service.openai.errors import ContentFiltered, Unavailable, from_engine
+from service.openai.errors import BadRequest, ContentFiltered, Unavailable, from_engine
 from service.report import Report, count, count_scores, count_times
 from service.telemetry.metrics import Metrics, child
 from service.telemetry.tracing import span
@@ -32,6 +40,7 @@ class Examined:
     places: list[Place] = field(default_factory=list)
     vault: Vault = field(default_factory=Vault)
     report: Report = field(default_factory=Report)
+    turns: tuple[Turn, ...] = ()  # as the engine is given them; empty where no judge asks for them
 
     @property
     def prompt(self) -> str:
@@ -46,6 +55,9 @@ async def examine_input(generation: Generation, examined: Examined, metrics: Met
     """
     served, payload = generation.served, generation.payload
     if not served.guards.input:
+        if served.guards.reads_prompt:
+            examined.places = _readable_places(generation)
+            _note_turns(generation, examined)
         return
     places = chat_places(payload) if generation.kind == "chat" else completion_places(payload)
     examined.places = places
@@ -56,7 +68,23 @@ async def examine_input(generation: Generation, examined: Examined, metrics: Met
             trace.guards(report for part in result.parts for report in part.reports)
     _conclude(generation, examined, result, metrics)
     replace_texts(places, result.parts)
+    _note_turns(generation, examined)
     generation.call.state = "input_checked"
+
+
+def _readable_places(generation: Generation) -> list[Place]:
+    """The request's texts, for who judges the reply; none where they are token ids."""
+    if generation.kind == "chat":
+        return chat_places(generation.payload)
+    try:
+        return completion_places(generation.payload)
+    except BadRequest:
+        return []
+
+
+def _note_turns(generation: Generation, examined: Examined) -> None:
+    if generation.served.guards.judges:
+        examined.turns = turns_of(examined.places)
 
 
 async def beside_engine(
@@ -73,7 +101,7 @@ async def beside_engine(
     judging: asyncio.Task[ChainResult] | None = None
     try:
         if judges:
-            parts = [place.part for place in examined.places]
+            parts = parts_of(examined.places, with_turns=bool(examined.turns))
             judging = asyncio.create_task(_judged(generation.served.chain, parts))
             await asyncio.wait({engine, judging}, return_when=asyncio.FIRST_COMPLETED)
             if judging.done() or engine.exception() is None:

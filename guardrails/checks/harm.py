@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from guardrails import models
 from guardrails.build import GuardEnvironment
@@ -51,6 +52,10 @@ class HarmGuard(ScoreGuard):
     """Judges what users and tools write by itself, and what the model writes after its prompt."""
 
     reply_judge: Thresholds
+
+    @property
+    def reads_prompt(self) -> Literal[True]:
+        return True
 
     def examine(self, context: Context) -> ScoreExamination:
         if context.stage == "input" and context.role != "assistant":

@@ -24,7 +24,8 @@ from guardrails.remedy import Remedy
 from guardrails.schemas import UnusableSchema, check_schema, conforms
 from guardrails.verdict import Action, Finding
 from policies.errors import Problem
-from policies.spec import GuardBase, ToolCallsSpec
+from policies.guards import GuardBase
+from policies.spec import ToolCallsSpec
 
 if TYPE_CHECKING:
     from guardrails.servable import ServableSpec

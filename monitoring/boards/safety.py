@@ -137,7 +137,7 @@ def _guards() -> list[AnyPanel]:
     return [
         graph(
             "Guard errors",
-            "By guard and reason: timeout, worker_died, failed, overloaded.",
+            "By guard and reason: timeout, worker_died, failed, overloaded; judges: unreachable, nonsense.",
             "ops",
             Query(rate(ERRORS, HERE, "guard, reason, stage"), "{{guard}} {{reason}} {{stage}}"),
             stack=True,

@@ -61,6 +61,7 @@ async def inspect_choices(
             examined.prompt,
             called,
             generation.payload.get("tools") or (),
+            examined.turns,
         )
         moderators[key] = Moderator(generation.served.guards.output, context)
         return moderators[key]

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from guardrails.chain import GuardReport, Part, PartResult, check_texts
-from guardrails.guard import Guard, Stage
-from guardrails.runtime import Runtime
+from guardrails.guard import Guard, JobRunner, Stage
 from guardrails.verdict import Verdict
 from guardrails.verdict_cache import VerdictCache
 from policies.taxonomy import MODERATION_CATEGORIES, covered, moderation_scores
@@ -25,10 +24,10 @@ class Checks:
     """Both endpoints' handlers."""
 
     def __init__(
-        self, catalog: Catalog, runtime: Runtime, cache: VerdictCache, metrics: Metrics, default_policy: str
+        self, catalog: Catalog, runner: JobRunner, cache: VerdictCache, metrics: Metrics, default_policy: str
     ) -> None:
         self._catalog = catalog
-        self._runtime = runtime
+        self._runner = runner
         self._cache = cache
         self._metrics = metrics
         self._default_policy = default_policy
@@ -94,7 +93,7 @@ class Checks:
         if not guards or not parts:
             return [PartResult(part, _NOTHING, part.text) for part in parts]
         result = await check_texts(
-            guards, parts, self._runtime, self._cache, policy_digest=served.policy.digest
+            guards, parts, self._runner, self._cache, policy_digest=served.policy.digest
         )
         for part in result.parts:
             count(self._metrics, stage, part.verdict)
@@ -104,7 +103,7 @@ class Checks:
 
 _NOTHING = Verdict()
 # The categories are about harm: guards that score anything else have no place in OpenAI's result.
-_HARM_GUARDS = frozenset({"toxicity", "harm"})
+_HARM_GUARDS = frozenset({"toxicity", "harm", "judge"})
 
 
 def _classifiers(served: Served) -> list[Guard]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from guardrails.runtime import Runtime
+from guardrails.guard import JobRunner
 from service import passthrough
 from service.admission import Admission
 from service.alignment.constraint_probe import ConstraintProbes
@@ -48,7 +48,7 @@ class GenerationEndpoint:
         self,
         kind: Kind,
         catalog: Catalog,
-        runtime: Runtime,
+        runner: JobRunner,
         metrics: Metrics,
         limiter: Limiter,
         limits: Limits,
@@ -61,7 +61,7 @@ class GenerationEndpoint:
     ) -> None:
         self._kind: Kind = kind
         self._catalog = catalog
-        self._runtime = runtime
+        self._runner = runner
         self._metrics = metrics
         self._limiter = limiter
         self._limits = limits
@@ -176,7 +176,7 @@ class GenerationEndpoint:
         try:
             with self._admission.on_the_way(served):
                 await examine_input(generation, examined, self._metrics)
-            releasing = Releasing(generation, examined, self._runtime, self._metrics, send)
+            releasing = Releasing(generation, examined, self._runner, self._metrics, send)
             if served.strategy is not None:
                 await self._align(served.strategy, generation, examined, releasing)
                 return

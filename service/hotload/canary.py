@@ -16,8 +16,7 @@ from typing import Any
 import orjson
 
 from guardrails.chain import Part, PartResult, check_texts
-from guardrails.guard import Guard, Stage
-from guardrails.runtime import Runtime
+from guardrails.guard import Guard, JobRunner, Stage
 from policies.canary import CanarySet
 from service.alignment.rewards import Reward, RewardError
 from service.alignment.waiting import together
@@ -84,8 +83,8 @@ class Seen:
 class Canary:
     """Tries policies before they are served. Keeps nothing."""
 
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
+    def __init__(self, runner: JobRunner) -> None:
+        self._runner = runner
 
     async def run(
         self, fresh: Served, former: Served | None, prompts: CanarySet, asked: Asked | None = None
@@ -142,7 +141,7 @@ class Canary:
             Part(role, text, stage=stage, prompt="" if stage == "input" else prompt)
             for text, prompt in zip(texts, prompts, strict=True)
         ]
-        result = await check_texts(guards, parts, self._runtime, policy_digest=served.policy.digest)
+        result = await check_texts(guards, parts, self._runner, policy_digest=served.policy.digest)
         if failed := sorted(_failed(result.parts)):
             raise CanaryFailed(f"canary: the {stage} guards {', '.join(failed)} could not answer")
         return sum(part.verdict.action.withholds for part in result.parts) / len(parts)

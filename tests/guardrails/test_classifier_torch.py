@@ -10,10 +10,21 @@ from typing import Any
 import pytest
 import torch
 from detoxify import Detoxify
-from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast, RobertaConfig
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertTokenizerFast,
+    RobertaConfig,
+)
 
+from guardrails.build import GuardEnvironment
+from guardrails.checks import injection
 from guardrails.classifier import ClassifierError
 from guardrails.classifier_torch import load_detoxify, load_detoxify_file, load_transformers
+from guardrails.guard import Context
+from guardrails.models import serve_transformers
+from policies.registry import Registry
+from policies.spec import InjectionSpec
 from tests.training.tiny_guard import tokenizer
 
 CLASSES = ["toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate"]
@@ -145,6 +156,40 @@ def test_a_transformers_folder_says_its_labels_and_kind(
             logits = model(**tokens(text, return_tensors="pt")).logits[0]
         expected = logits.softmax(-1) if exclusive else logits.sigmoid()
         assert list(scores.values()) == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # transformers' own, at import
+@pytest.mark.parametrize("labels", [("BENIGN", "INJECTION", "JAILBREAK"), ("LABEL_0", "LABEL_1")])
+def test_prompt_guards_folder_is_an_injection_guard(tmp_path: Path, labels: tuple[str, ...]) -> None:
+    """DeBERTa classifiers with Prompt Guard's labels, 1 and 2: the first means that nothing is wrong."""
+    from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
+
+    torch.manual_seed(1)
+    config = DebertaV2Config(
+        vocab_size=tokenizer().get_vocab_size(),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        id2label=dict(enumerate(labels)),
+        label2id={label: index for index, label in enumerate(labels)},
+    )
+    model = DebertaV2ForSequenceClassification(config).eval()
+    write_tokenizer(tmp_path)
+    guard = injection.build(
+        InjectionSpec(model=str(tmp_path), threshold=0.6), GuardEnvironment(Registry(tmp_path), b"")
+    )
+    (job,) = guard.examine(Context("input", "user")).advance(TEXTS[1], True).jobs
+    for likely in range(len(labels)):
+        with torch.no_grad():
+            model.classifier.bias.copy_(4.0 * torch.nn.functional.one_hot(torch.tensor(likely), len(labels)))
+        model.save_pretrained(tmp_path)
+        (output,) = serve_transformers(str(tmp_path)).predict([job.payload])
+        assert max(output.scores, key=output.scores.__getitem__) == labels[likely]
+        answer = job.read(output)
+        assert {finding.entity_type for finding in answer.findings} == ({"INJECTION"} if likely else set())
+        assert answer.scores["injection"] == max(output.scores[label] for label in labels[1:])
 
 
 def test_folders_without_safetensors_are_refused(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from guardrails.checks import patterns
 from guardrails.guard import Context
 from guardrails.stream import Moderator
 from guardrails.verdict import Action, Finding
-from policies.spec import GuardBase, Pattern, PatternsSpec
+from policies.guards import GuardBase
+from policies.spec import Pattern, PatternsSpec
 
 PROSE = """\
 It's a quiet morning in the village, and the baker (who is always the first) opens her shop. "Come in," she

@@ -14,7 +14,8 @@ from policies.spec import PolicySpec
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "POLICIES.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```yaml\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+JUDGES = (ROOT / "docs" / "SAFETY-JUDGES.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```yaml\n(.*?)^```", PAGE + JUDGES, re.DOTALL | re.MULTILINE)
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.split("\n")[0].removeprefix("name: "))
