@@ -20,7 +20,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from guardrails.servable import ServableSpec, folder_servable, is_path
-from policies.alignment import RerankSpec
+from policies.alignment import RewardModels
 from policies.errors import Problem
 from policies.manifest import CheckpointError
 from policies.registry import Registry, RegistryError
@@ -103,8 +103,8 @@ def reward_checkpoint(model: str, registry: Registry) -> RewardCheckpoint:
         checkpoint = registry.resolve(model)
         if checkpoint.manifest.kind != "reward":
             raise CheckpointError(
-                f"checkpoint {model!r} is of kind {checkpoint.manifest.kind!r}; reranking needs one of kind "
-                "'reward'"
+                f"checkpoint {model!r} is of kind {checkpoint.manifest.kind!r}; what scores replies is of "
+                "kind 'reward'"
             )
         folder = checkpoint.path
         servable = ServableSpec(
@@ -125,10 +125,10 @@ def reward_checkpoint(model: str, registry: Registry) -> RewardCheckpoint:
     return RewardCheckpoint(servable, members)
 
 
-def problems(rerank: RerankSpec, registry: Registry) -> Iterator[Problem]:
-    """What is wrong with the reward models of a policy and the weights for them; nothing is loaded."""
-    for index, model in enumerate(rerank.models):
-        loc: tuple[str | int, ...] = ("model", index) if isinstance(rerank.model, tuple) else ("model",)
+def problems(spec: RewardModels, registry: Registry) -> Iterator[Problem]:
+    """What is wrong with reward models and the weights for them; nothing is loaded."""
+    for index, model in enumerate(spec.models):
+        loc: tuple[str | int, ...] = ("model", index) if isinstance(spec.model, tuple) else ("model",)
         if isinstance(model, str):
             try:
                 objectives = _common(reward_checkpoint(model, registry).members)
@@ -137,7 +137,7 @@ def problems(rerank: RerankSpec, registry: Registry) -> Iterator[Problem]:
                 continue
         else:
             objectives = model.objectives
-        unknown = sorted(set(rerank.reward) - set(objectives))
+        unknown = sorted(set(spec.reward) - set(objectives))
         if unknown:
             yield Problem(
                 ("reward", unknown[0]),

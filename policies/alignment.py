@@ -32,26 +32,47 @@ class RewardServer(Frozen):
         return self
 
 
-class RerankSpec(Frozen):
-    """Several candidates are generated, a reward model scores them, the best one is the reply.
+class RewardModels(Frozen):
+    """What scores a reply to a conversation.
 
     `model` is a reward checkpoint's name, a folder's path or a server; several are an ensemble, whose score
     is the mean less `uncertainty` standard deviations. `reward` weights the model's objectives (left out:
-    the checkpoint's own weights, a server's outputs all alike). `length_penalty` is taken off for each 100
+    the checkpoint's own weights, a server's outputs all alike). `deadline_ms` bounds each scoring.
+    """
+
+    model: str | RewardServer | tuple[str | RewardServer, ...]
+    reward: dict[str, Weight] = Field(default_factory=dict)
+    uncertainty: Annotated[float, Field(ge=0, le=10)] = 1.0
+    deadline_ms: Annotated[int, Field(gt=0, le=60_000)] = 5_000
+
+    @model_validator(mode="after")
+    def _some_model(self) -> Self:
+        if isinstance(self.model, tuple) and not self.model:
+            raise ValueError("'model' is empty; name a reward model, or several for an ensemble")
+        if self.reward and not any(self.reward.values()):
+            raise ValueError("'reward' gives every objective the weight 0; one must have another")
+        return self
+
+    @property
+    def models(self) -> tuple[str | RewardServer, ...]:
+        return self.model if isinstance(self.model, tuple) else (self.model,)
+
+
+class RerankSpec(RewardModels):
+    """Several candidates are generated, reward models score them, the best one is the reply.
+
+    `length_penalty` is taken off for each 100
     tokens. `n` is how many candidates there are at most for one choice. `temperature` replaces the caller's,
     unless that is 0, which asks for the one most likely reply and so leaves nothing to choose. `softness` is
     that of 'soft_best_of_n'; `first` is how many candidates 'adaptive' begins with, until one's score reaches
     `accept`; `below` says what follows where none does. After `block_tokens` tokens 'speculative_rejection'
     drops the worse half, and again whenever the rest is twice as long; with 'blockwise' the best of `n`
-    continuations of so many tokens is sent, then the next. `deadline_ms` bounds each scoring;
-    when it fails, `on_error` gives the first candidate or an error.
+    continuations of so many tokens is sent, then the next. When a scoring fails, `on_error` gives the first
+    candidate or an error.
     """
 
     method: RerankMethod = "best_of_n"
     n: Annotated[int, Field(ge=2, le=64)] = 4
-    model: str | RewardServer | tuple[str | RewardServer, ...]
-    reward: dict[str, Weight] = Field(default_factory=dict)
-    uncertainty: Annotated[float, Field(ge=0, le=10)] = 1.0
     length_penalty: Annotated[float, Field(ge=0, le=100)] = 0.0
     temperature: Annotated[float, Field(gt=0, le=2)] | None = None
     softness: Annotated[float, Field(gt=0)] = 0.5
@@ -59,7 +80,6 @@ class RerankSpec(Frozen):
     accept: float | None = None
     below: Literal["best", "refuse"] = "best"
     block_tokens: Annotated[int, Field(ge=4, le=512)] = 32
-    deadline_ms: Annotated[int, Field(gt=0, le=60_000)] = 5_000
     on_error: Literal["first", "fail"] = "first"
 
     @model_validator(mode="after")
@@ -74,20 +94,12 @@ class RerankSpec(Frozen):
             raise ValueError("'accept' is for 'adaptive' or 'below: refuse'; as it is, it decides nothing")
         if self.method == "adaptive" and self.first > self.n:
             raise ValueError("'first' is how many of the 'n' candidates come first; it can't be more")
-        if isinstance(self.model, tuple) and not self.model:
-            raise ValueError("'model' is empty; name a reward model, or several for an ensemble")
-        if self.reward and not any(self.reward.values()):
-            raise ValueError("'reward' gives every objective the weight 0; one must have another")
         return self
 
     @property
     def in_pieces(self) -> bool:
         """Whether replies are stopped and continued on the way."""
         return self.method in ("speculative_rejection", "blockwise")
-
-    @property
-    def models(self) -> tuple[str | RewardServer, ...]:
-        return self.model if isinstance(self.model, tuple) else (self.model,)
 
 
 class JudgePolicy(Frozen):

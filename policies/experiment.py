@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -19,6 +19,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from policies.alignment import RewardModels
 from policies.base import Frozen, Name
 from policies.document import Document, read_document
 from policies.errors import Fault, Loc, PolicyError, Problem
@@ -123,6 +124,12 @@ class Ramp(Frozen):
         return self
 
 
+class Scorer(RewardModels):
+    """Scores the replies of all arms, and of shadows, behind the request; `share` of the requests."""
+
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+
 class ExperimentSpec(Frozen):
     """One experiment.
 
@@ -133,6 +140,7 @@ class ExperimentSpec(Frozen):
     plan_units: about how many units are expected; intervals are narrowest there, and right everywhere
     limits:     what takes the ramp's arm (or with none, all but the control) back when it is surely crossed
     gates:      what must surely hold before the ramp's next step
+    scorer:     where the metric `reward` comes from; without one, from arms that rerank
     testers:    names of keys that may choose an arm with the header `x-keel-arm`, as admin keys may
     """
 
@@ -150,6 +158,7 @@ class ExperimentSpec(Frozen):
     gates: tuple[Bound, ...] = ()
     shadows: Annotated[tuple[Shadow, ...], Field(max_length=8)] = ()
     shadow_concurrency: Annotated[int, Field(ge=1, le=256)] = 4
+    scorer: Scorer | None = None
     testers: tuple[str, ...] = ()
 
     @model_validator(mode="after")
@@ -236,24 +245,31 @@ class LoadedExperiment:
         return self.spec.name
 
 
-def load_experiment(path: Path, policies: Collection[str] | None = None) -> LoadedExperiment:
+Check = Callable[[ExperimentSpec], Iterable[Problem]]
+
+
+def load_experiment(
+    path: Path, policies: Collection[str] | None = None, check: Check | None = None
+) -> LoadedExperiment:
     """The experiment in `path`. Raises `PolicyError` with everything that is wrong with it.
 
     policies: the names of those that are served; None leaves unchecked whether they are there.
+    check:    what else must hold; it gets a spec of the right shape.
     """
-    return LoadedExperiment.of(read_experiment(read_document(path), path, policies), path)
+    return LoadedExperiment.of(read_experiment(read_document(path), path, policies, check), path)
 
 
-def read_experiment(document: Document, path: Path, policies: Collection[str] | None) -> ExperimentSpec:
+def read_experiment(
+    document: Document, path: Path, policies: Collection[str] | None, check: Check | None = None
+) -> ExperimentSpec:
     """The experiment that a document describes; `path` is for the messages. Raises like `load_experiment`."""
     try:
         spec = ExperimentSpec.model_validate(document.data)
     except ValidationError as error:
         raise PolicyError(explain(error, document, path, ExperimentSpec)) from None
-    if policies is not None:
-        problems = list(misfits(spec, policies))
-        if problems:
-            raise PolicyError(place(problem, document, path) for problem in problems)
+    problems = [*(misfits(spec, policies) if policies is not None else ()), *(check(spec) if check else ())]
+    if problems:
+        raise PolicyError(place(problem, document, path) for problem in problems)
     return spec
 
 
@@ -281,9 +297,12 @@ class ExperimentLibrary:
     """The experiments of several folders, by name. What is wrong is not taken over; what stood before stands,
     as long as its policies do."""
 
-    def __init__(self, folders: Sequence[Path], policies: Collection[str]) -> None:
+    def __init__(
+        self, folders: Sequence[Path], policies: Collection[str], check: Check | None = None
+    ) -> None:
         """Loads everything; raises `PolicyError` with all that is wrong in all files."""
         self.folders = tuple(map(Path, folders))
+        self._check = check
         self._lock = threading.Lock()
         self._files: dict[Path, LoadedExperiment] = {}
         self._seen: Fingerprint = ()
@@ -303,7 +322,7 @@ class ExperimentLibrary:
             faults: list[Fault] = []
             for path in self._paths(faults):
                 try:
-                    found = load_experiment(path, policies)
+                    found = load_experiment(path, policies, self._check)
                 except PolicyError as error:
                     faults += error.faults
                     kept = self._files.get(path)

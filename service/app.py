@@ -36,6 +36,7 @@ from service.comparisons import Comparisons, JudgementRequest
 from service.edge import Authenticate, Gate, Observe
 from service.engines import Engines
 from service.experiments.house import House
+from service.experiments.scoring import Scoring
 from service.feedback import Feedback, FeedbackRequest
 from service.generation import PATHS
 from service.hotload.canary import Canary
@@ -133,6 +134,7 @@ class Gateway:
             audit=self.audit,
             log=log,
             unit_key=self.environment.hash_key,
+            scoring=Scoring(settings, self.registry, self.writer, self.metrics, log),
         )
         self.swaps = Swaps(
             settings,

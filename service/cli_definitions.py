@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ import typer
 from policies.errors import PolicyError
 from policies.experiment import load_experiment
 from policies.load import SHIPPED, PolicyLibrary
+from policies.registry import Registry
 from policies.watch import policy_files
 from service.cli_experiments import (
     ConfigOption,
@@ -34,14 +36,17 @@ def validate(
     config: ConfigOption = None,
 ) -> None:
     """Check experiment files against the settings' policies. Exits with 1 if anything is wrong."""
+    from service.experiments.scoring import scorer_problems  # and with it the engines: not for other commands
+
     settings = settings_of(config)
     shipped = SHIPPED if settings.shipped_policies else None
     library = PolicyLibrary(settings.policies, shipped=shipped, strict=False)
     names = {policy.name for policy in library.snapshot().values()}
+    check = partial(scorer_problems, registry=Registry(settings.checkpoints))
     failed = False
     for path in (file for given in paths for file in _files(given)):
         try:
-            loaded = load_experiment(path, names)
+            loaded = load_experiment(path, names, check)
         except PolicyError as error:
             failed = True
             print(error, file=sys.stderr)

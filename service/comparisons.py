@@ -167,10 +167,17 @@ class Comparisons:
 
         from service.store.completions import completions
         from service.store.feedback import texts
+        from service.store.rewards import rewards
 
+        of_completion = completions.c.completion_id == texts.c.completion_id
+        of_reward = rewards.c.completion_id == texts.c.completion_id
         query = (
-            select(texts, completions.c.checkpoint, completions.c.arm, completions.c.reward)
-            .select_from(texts.outerjoin(completions, completions.c.completion_id == texts.c.completion_id))
+            select(
+                texts,
+                *(completions.c[name] for name in ("checkpoint", "arm", "experiment", "reward")),
+                rewards.c.reward.label("scored"),
+            )
+            .select_from(texts.outerjoin(completions, of_completion).outerjoin(rewards, of_reward))
             .order_by(texts.c.at.desc())
             .limit(LOOKED_AT)
         )
@@ -191,11 +198,19 @@ def pairs_of(kept: Sequence[Row]) -> Iterable[Row]:
                 group.append((reply, row))
     for group in by_prompt.values():
         for (first, one), (second, other) in itertools.pairwise(group):
-            rewards = (one["reward"], other["reward"])
             same = one["completion_id"] == other["completion_id"]
-            gap = None if same or None in rewards else rewards[0] - rewards[1]
+            gap = None if same else _gap(one, other)
             source = "samples" if same else "arms" if one["arm"] or other["arm"] else "policies"
             yield pair_row(one["prompt"], first, second, source, about=(_about(one), _about(other)), gap=gap)
+
+
+def _gap(one: Row, other: Row) -> float | None:
+    """The first reply's reward less the second's, by the scorer of their experiment, else by reranking."""
+    scored = (one["scored"], other["scored"])
+    if None not in scored and one["experiment"] == other["experiment"]:
+        return float(scored[0] - scored[1])
+    ranked = (one["reward"], other["reward"])
+    return None if None in ranked else float(ranked[0] - ranked[1])
 
 
 def pair_row(

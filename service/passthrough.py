@@ -8,12 +8,14 @@ from typing import Any
 
 import orjson
 
+from guardrails.moderate import ChannelKey
 from service.engine.errors import UpstreamError
 from service.generation import Generation
 from service.http import JSON_TYPE, Send, send_response
 from service.openai import sse
 from service.openai.errors import from_engine
 from service.outcomes import Tally
+from service.transcript import Transcript
 
 # The first `"model": "…"` of an object as engines write it. Within a JSON string every quote is escaped,
 # so that this can't match inside a text. The look-behind follows what it is about, because an expression
@@ -38,7 +40,7 @@ async def complete(generation: Generation, send: Send) -> None:
     parsed = _object(reply.body)
     generation.usage.read(parsed.get("usage"))
     if generation.tally is not None:
-        _tally(generation.tally, parsed)
+        _tally(generation.tally, parsed, generation.transcript)
     content = MODEL.sub(_model(generation), reply.body, count=1)
     await send_response(send, 200, content, (JSON_TYPE, *generation.headers()))
     call.state = "finished"
@@ -82,7 +84,7 @@ async def stream(generation: Generation, send: Send) -> None:
 def _chunk(generation: Generation, data: bytes, name: bytes) -> bytes:
     """One event for the client; empty for a usage chunk that only we asked for."""
     if generation.tally is not None:
-        _tally(generation.tally, _object(data))
+        _tally(generation.tally, _object(data), generation.transcript)
     if NO_CHOICES.search(data):
         usage = _object(data).get("usage")
         generation.usage.read(usage)
@@ -105,17 +107,24 @@ def _object(body: bytes) -> dict[str, Any]:
     return parsed if isinstance(parsed, dict) else {}
 
 
-def _tally(tally: Tally, payload: dict[str, Any]) -> None:
-    """Count a whole reply, or a chunk of one."""
+def _tally(tally: Tally, payload: dict[str, Any], transcript: Transcript | None) -> None:
+    """Count a whole reply, or a chunk of one; write it down where somebody wants its text."""
     if not tally.completion_id and isinstance(payload.get("id"), str):
         tally.completion_id = payload["id"]
     choices = payload.get("choices")
     for choice in choices if isinstance(choices, list) else ():
         if isinstance(choice, dict):
-            said = choice.get("message") or choice.get("delta") or choice
-            tally.characters += _length(said)
+            text = _text(choice.get("message") or choice.get("delta") or choice)
+            tally.characters += len(text)
+            if transcript is not None and text:
+                transcript.add_released(ChannelKey(_index(choice)), text)
 
 
-def _length(said: Any) -> int:
+def _text(said: Any) -> str:
     texts = (said.get("content"), said.get("text")) if isinstance(said, dict) else ()
-    return sum(len(text) for text in texts if isinstance(text, str))
+    return "".join(text for text in texts if isinstance(text, str))
+
+
+def _index(choice: dict[str, Any]) -> int:
+    index = choice.get("index", 0)
+    return index if isinstance(index, int) else 0

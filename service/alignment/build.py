@@ -25,7 +25,8 @@ def strategy_for(spec: PolicySpec, means: Means) -> Strategy | None:
     rewards: Rewards | None = None
     if spec.rerank is not None:
         method = Blockwise if spec.rerank.method == "blockwise" else Rerank
-        rerank = method(spec.rerank, make_reward(spec.rerank, means), means)
+        reward = make_reward(spec.rerank, means.registry, means.runner, means.engines)
+        rerank = method(spec.rerank, reward, means)
         strategy, rewards = rerank, rerank.rewards
     if spec.revise is not None:
         strategy = Revise(spec.revise, strategy or Single(), means, rewards)

@@ -17,9 +17,11 @@ import orjson
 from guardrails.guard import JobError, JobRunner
 from guardrails.reward import RewardCheckpoint, Turn, reward_checkpoint
 from guardrails.servable import ServableSpec
-from policies.alignment import RerankSpec
+from policies.alignment import RewardModels
+from policies.base import Upstream
+from policies.registry import Registry
 from service.alignment.rewards_server import RewardServerClient
-from service.alignment.strategy import Means, Payload
+from service.alignment.strategy import Payload
 from service.alignment.waiting import together
 from service.engine.engine import Engine
 from service.engine.errors import ConnectError, ProtocolError, Refused, UpstreamError, UpstreamTimeout
@@ -35,6 +37,12 @@ class RewardError(Exception):
     def __init__(self, reason: Reason, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason: Reason = reason
+
+
+class Servers(Protocol):
+    """Where reward models' servers are had: `service.engines.Engines`."""
+
+    def server(self, upstream: Upstream) -> Engine: ...
 
 
 class Member(Protocol):
@@ -126,25 +134,25 @@ def _reason(error: UpstreamError) -> Reason:
     return "invalid" if isinstance(error, ProtocolError) else "failed"
 
 
-def make_reward(spec: RerankSpec, means: Means) -> Reward:
+def make_reward(spec: RewardModels, registry: Registry, runner: JobRunner, engines: Servers) -> Reward:
     """The reward models that `spec` names. Loads nothing; raises `RegistryError` where one isn't there."""
     members: list[Member] = []
-    engines: list[Engine] = []
+    asked: list[Engine] = []
     servables: dict[str, ServableSpec] = {}
     for model in spec.models:
         if isinstance(model, str):
-            checkpoint = reward_checkpoint(model, means.registry)
+            checkpoint = reward_checkpoint(model, registry)
             servables[checkpoint.servable.name] = checkpoint.servable
-            members.append(EmbeddedReward(checkpoint, spec.reward, means.runner))
+            members.append(EmbeddedReward(checkpoint, spec.reward, runner))
         else:
-            engine = means.engines.server(model.upstream)
-            engines.append(engine)
+            engine = engines.server(model.upstream)
+            asked.append(engine)
             members.append(RewardServerClient(model, spec.reward, engine))
     return Reward(
         members,
         uncertainty=spec.uncertainty,
         deadline=spec.deadline_ms / 1e3,
-        engines=engines,
+        engines=asked,
         servables=servables,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
@@ -126,7 +127,7 @@ async def _read(name: str, request: Request, house: House) -> ExperimentSpec:
     path = Path("body")
     try:
         document = _json(bytes(body)) if as_json else parse_document(_text(bytes(body)), path)
-        spec = read_experiment(document, path, house.policies())
+        spec = await asyncio.to_thread(read_experiment, document, path, house.policies(), house.check)
     except PolicyError as error:
         problems: list[dict[str, Any]] = [
             {"message": fault.message}

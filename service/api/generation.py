@@ -97,7 +97,8 @@ class GenerationEndpoint:
         call, served = generation.call, generation.served
         served.enter()
         self._outcomes.begin(generation)
-        if generation.served.spec.keeps_text:
+        assignment = generation.assignment
+        if served.spec.keeps_text or (assignment is not None and assignment.scorer is not None):
             generation.transcript = Transcript()
         trace = self._tracing.begin(generation) if self._tracing is not None else None
         try:
@@ -116,6 +117,8 @@ class GenerationEndpoint:
             served.leave()
             self._outcomes.end(generation)
             self._records.end(generation)
+            if assignment is not None and assignment.scorer is not None:
+                self._experiments.scoring.offer(generation)
             if trace is not None:
                 trace.finish(generation)
 

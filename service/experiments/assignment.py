@@ -9,7 +9,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from policies.experiment import ExperimentSpec, LoadedExperiment
+from policies.experiment import ExperimentSpec, LoadedExperiment, Scorer
 from service.experiments.buckets import choose, fraction
 from service.experiments.state import State
 from service.http import Header
@@ -38,6 +38,7 @@ class Assignment:
     unit:   keyed hash of the unit, for the records
     epoch:  the experiment's; None where its state isn't known yet: then the control answers, unrecorded
     chosen: by a tester, and so no part of the analysis
+    scorer: what scores the reply, once it is given
     shadows: the copies of the request that other policies get; at most `room` of them run at once
     """
 
@@ -50,6 +51,7 @@ class Assignment:
     chosen: bool = False
     shadow: bool = False
     room: int = 0
+    scorer: Scorer | None = None
     shadows: tuple[Assignment, ...] = ()
 
     @property

@@ -21,6 +21,7 @@ from service.audit import AuditLog
 from service.experiments import state as states
 from service.experiments.assignment import Live
 from service.experiments.live import Experiments
+from service.experiments.scoring import lateness
 from service.experiments.state import LIVE, Event, NotPossible, State
 from service.openai.errors import NotFound
 from service.store.database import Database, StoreError
@@ -118,7 +119,8 @@ class Control:
                     state.epoch,
                     now=now,
                     window_s=spec.window_s,
-                    grace_s=self._grace,
+                    grace_s=self._grace + lateness(spec.scorer),
+                    scored=spec.scorer is not None,
                 )
         async with self._database.read() as connection:
             report = await look(connection, spec, state, now)
@@ -258,6 +260,7 @@ class Control:
                 {"name": arm.name, "policy": arm.policy, "share": live.shares[arm.name]} for arm in spec.arms
             ],
             "shadows": [shadow.model_dump() for shadow in spec.shadows],
+            "scorer": spec.scorer.model_dump(mode="json") if spec.scorer else None,
             "metrics": list(spec.metrics),
             "unit": list(spec.unit),
             "window_s": spec.window_s,

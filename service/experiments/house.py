@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from structlog.typing import FilteringBoundLogger
 
+from policies.errors import Problem
 from policies.experiment import ExperimentLibrary, ExperimentSpec, misfits
 from service.audit import AuditLog
 from service.auth import Callers
@@ -15,6 +16,7 @@ from service.catalog import Catalog
 from service.experiments.control import Control
 from service.experiments.definitions import Definitions, Expected, Put
 from service.experiments.live import Experiments
+from service.experiments.scoring import Scoring
 from service.outcomes import Outcomes
 from service.store.database import Database, StoreError
 from service.store.writer import Writer
@@ -42,13 +44,17 @@ class House:
         audit: AuditLog,
         log: FilteringBoundLogger,
         unit_key: bytes,
+        scoring: Scoring,
     ) -> None:
         """Reads the files. Raises `PolicyError` for what is wrong with them."""
         self._catalog = catalog
         self._database = database
         self._log = log
-        self.library = ExperimentLibrary(folders, policies)
-        self.experiments = Experiments(catalog, callers, database, writer, outcomes, metrics, log, unit_key)
+        self._scoring = scoring
+        self.library = ExperimentLibrary(folders, policies, scoring.problems)
+        self.experiments = Experiments(
+            catalog, callers, database, writer, outcomes, metrics, log, unit_key, scoring
+        )
         self.control = Control(self.experiments, database, metrics, audit, log, grace_s=GRACE_SECONDS)
         self.definitions = Definitions(
             database,
@@ -61,6 +67,10 @@ class House:
         self._tasks: list[asyncio.Task[None]] = []
         self._away = False  # whether the store could not be asked, which is told once
 
+    def check(self, spec: ExperimentSpec) -> Iterable[Problem]:
+        """What is wrong with an experiment beyond its form and its policies; reads files."""
+        return self._scoring.problems(spec)
+
     def policies(self) -> frozenset[str]:
         """The policies that arms may name."""
         return frozenset(served.name for served in self._catalog.all())
@@ -70,6 +80,7 @@ class House:
         self._serve()
         if self._awake:
             await self._keep_up()
+        await self._scoring.loaded()
         loops = [self._keep_up_for_ever(), self.control.run_for_ever()]
         if watch and self.library.folders:
             loops.append(self._watch())
@@ -108,6 +119,7 @@ class House:
         # A policy may be gone that a file's experiment still names: a reload that knows is on its way.
         fit = {name: one for name, one in every.items() if not list(misfits(one.spec, policies))}
         self.experiments.replace(fit)
+        self._scoring.use([one.spec for one in fit.values()])
 
     async def aclose(self) -> None:
         """Stop looking, and end what nobody waits for."""
@@ -115,6 +127,7 @@ class House:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.experiments.shadows.aclose()
+        await self._scoring.aclose()
 
     async def _watch(self) -> None:
         async for _ in self.library.watch():

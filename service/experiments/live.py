@@ -29,6 +29,7 @@ from service.experiments.assignment import (
     exposure_row,
     unit_of,
 )
+from service.experiments.scoring import Scoring
 from service.experiments.shadows import Shadows
 from service.http import Call
 from service.openai.errors import BadRequest, Forbidden
@@ -55,6 +56,7 @@ class Experiments:
         metrics: Metrics,
         log: FilteringBoundLogger,
         unit_key: bytes,
+        scoring: Scoring,
     ) -> None:
         self._catalog = catalog
         self._callers = callers
@@ -65,6 +67,7 @@ class Experiments:
         self._hasher = UnitHasher(unit_key)
         self._recent = Recent()
         self.shadows = Shadows(metrics)
+        self.scoring = scoring
         self.live: Mapping[str, Live] = {}
         outcomes.subscribe(self._record, _recorded)
 
@@ -112,10 +115,21 @@ class Experiments:
                         epoch,
                         shadow=True,
                         room=live.spec.shadow_concurrency,
+                        scorer=live.spec.scorer,
                     )
                 )
         served = self._catalog.get(live.policy_of(arm), call.caller)
-        return Assignment(name, arm, served, hashed, unit.kind, epoch, chosen=chosen, shadows=tuple(shadows))
+        return Assignment(
+            name,
+            arm,
+            served,
+            hashed,
+            unit.kind,
+            epoch,
+            chosen=chosen,
+            scorer=live.spec.scorer,
+            shadows=tuple(shadows),
+        )
 
     def expose(self, assignment: Assignment, *, stream: bool, kind: str) -> None:
         """Record that a unit meets an arm; on disk when this returns."""

@@ -44,9 +44,12 @@ exposures = Table(
 
 BATCH = 2_000
 
-OWN = """FROM completions c
+OF_UNIT = """
  WHERE c.experiment = exposures.experiment AND c.epoch = exposures.epoch
    AND c.unit = exposures.unit AND c.arm = exposures.arm"""
+OWN = f"FROM completions c {OF_UNIT}"
+SCORED = f"FROM completions c LEFT JOIN rewards r ON r.completion_id = c.completion_id {OF_UNIT}"
+REWARD = "CASE WHEN :scored = 1 THEN r.reward ELSE c.reward END"
 
 SETTLE = f"""
 UPDATE exposures SET
@@ -56,16 +59,15 @@ UPDATE exposures SET
          coalesce(sum(CASE WHEN c.state = 'blocked' THEN 1 ELSE 0 END), 0),
          coalesce(sum(CASE WHEN c.status = 'modified' THEN 1 ELSE 0 END), 0),
          coalesce(sum(CASE WHEN c.state = 'failed' THEN 1 ELSE 0 END), 0),
-         coalesce(sum(c.reward), 0), count(c.reward), coalesce(sum(c.revise_rounds), 0),
+         coalesce(sum({REWARD}), 0), count({REWARD}), coalesce(sum(c.revise_rounds), 0),
          coalesce(sum(c.tokens_out), 0), coalesce(sum(c.characters), 0)
-  {OWN}),
+  {SCORED}),
  duration_s = (SELECT c.duration_s {OWN} AND c.state = 'finished' ORDER BY c.at LIMIT 1),
  first_token_s = (SELECT c.first_token_s {OWN} AND c.first_token_s IS NOT NULL ORDER BY c.at LIMIT 1),
  (feedback_sum, feedback_n) =
  (SELECT coalesce(sum(CASE WHEN CAST(f.value AS TEXT) = '"up"' THEN 1.0 ELSE 0.0 END), 0), count(f.value)
   FROM completions c JOIN feedback f ON f.completion_id = c.completion_id AND f.kind = 'thumb'
-  WHERE c.experiment = exposures.experiment AND c.epoch = exposures.epoch
-    AND c.unit = exposures.unit AND c.arm = exposures.arm)
+  {OF_UNIT})
 WHERE id IN (
  SELECT id FROM exposures
   WHERE experiment = :experiment AND epoch = :epoch AND settled IS NULL
@@ -75,12 +77,19 @@ WHERE id IN (
 
 
 async def settle(
-    connection: AsyncConnection, experiment: str, epoch: int, *, now: float, window_s: float, grace_s: float
+    connection: AsyncConnection,
+    experiment: str,
+    epoch: int,
+    *,
+    now: float,
+    window_s: float,
+    grace_s: float,
+    scored: bool = False,
 ) -> int:
     """Fix the values of units that were watched for their window; how many, at most `BATCH`.
 
     Units that are one request each count when that has ended. `grace_s` is the time that rows may take from
-    another gateway to the store.
+    another gateway to the store. `scored`: rewards are the scorer's, not those of reranking.
     """
     values = {
         "experiment": experiment,
@@ -88,6 +97,7 @@ async def settle(
         "now": now,
         "closed": now - window_s - grace_s,
         "answered": now - grace_s,
+        "scored": int(scored),
     }
     result = await connection.execute(text(SETTLE), values)
     return result.rowcount

@@ -13,7 +13,16 @@ import importlib
 
 from sqlalchemy import MetaData
 
-NOUNS = ("completions", "exposures", "experiments", "definitions", "feedback", "comparisons", "reviews")
+NOUNS = (
+    "completions",
+    "exposures",
+    "experiments",
+    "definitions",
+    "rewards",
+    "feedback",
+    "comparisons",
+    "reviews",
+)
 
 METADATA = MetaData(
     naming_convention={

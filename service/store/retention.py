@@ -11,6 +11,7 @@ from service.store.completions import completions
 from service.store.database import Database
 from service.store.feedback import feedback, feedback_keys, texts
 from service.store.reviews import reviews
+from service.store.rewards import rewards
 
 KEEP_KEYS_S = 86_400.0
 """How long an `Idempotency-Key` is remembered."""
@@ -19,7 +20,7 @@ KEEP_KEYS_S = 86_400.0
 async def forget(database: Database, keep_s: float, now: float | None = None) -> int:
     """Delete what is older than `keep_s` seconds; how many rows that were. Raises `StoreError`."""
     now = time.time() if now is None else now
-    ages = [(table, keep_s) for table in (texts, reviews, feedback, judgements, pairs, completions)]
+    ages = [(table, keep_s) for table in (texts, reviews, feedback, judgements, pairs, completions, rewards)]
     gone = 0
     async with database.change() as connection:
         for table, age in [*ages, (feedback_keys, min(keep_s, KEEP_KEYS_S))]:

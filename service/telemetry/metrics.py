@@ -275,6 +275,12 @@ class Metrics:
             ("experiment", "arm", "outcome"),
             registry=registry,
         )
+        self.experiment_scores = Counter(
+            "keel_experiment_scores",
+            "Replies for an experiment's scorer: scored, failed, dropped, late, or unfit to be scored.",
+            ("experiment", "arm", "outcome"),
+            registry=registry,
+        )
         self.experiment_changes = Counter(
             "keel_experiment_changes",
             "Changes of an experiment's state, by the gateway itself or by people.",

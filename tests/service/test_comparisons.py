@@ -45,7 +45,7 @@ async def command(tmp_path: Path, *arguments: str) -> str:
 
 def raters(tmp_path: Path) -> list[dict[str, str]]:
     file = KeyFile(tmp_path / "state" / "keys.json")
-    return [{"authorization": f"Bearer {file.create(name, role='rater')}"} for name in ("ada", "bea")]
+    return [{"authorization": f"Bearer {file.create(name, role='rater')}"} for name in ("rita", "walter")]
 
 
 async def next_pair(keel: Running, rater: dict[str, str]) -> dict[str, Any]:
@@ -64,11 +64,11 @@ async def judge(keel: Running, rater: dict[str, str], pair: dict[str, Any], **sa
 async def test_pairs_are_compared_blind_and_exported(serve: Serve, tmp_path: Path) -> None:
     file = tmp_path / "pairs.jsonl"
     file.write_text("\n".join(map(json.dumps, PAIRS)))
-    ada, bea = raters(tmp_path)
+    rita, walter = raters(tmp_path)
     async with serve(admin_key=ADMIN) as keel:
         assert "3 pairs" in await command(tmp_path, "import-pairs", str(file))
         await command(tmp_path, "import-pairs", str(file))  # again: changes nothing
-        for rater in (ada, bea):
+        for rater in (rita, walter):
             seen = set()
             for number in range(3):
                 found = await next_pair(keel, rater)
@@ -77,7 +77,7 @@ async def test_pairs_are_compared_blind_and_exported(serve: Serve, tmp_path: Pat
                 assert pair.keys() == {"id", "objective", "prompt", "left", "replies"}
                 seen.add(pair["prompt"][-1]["content"])
                 better = "right" if pair["replies"]["right"] in ("Four.", "Hello!", "Blue.") else "left"
-                if "colour" in pair["prompt"][-1]["content"] and rater is bea:
+                if "colour" in pair["prompt"][-1]["content"] and rater is walter:
                     await judge(keel, rater, pair, choice="skip", reason="unclear")
                 else:
                     await judge(keel, rater, pair, choice=better, strength=3, seconds=4.5)
@@ -88,7 +88,7 @@ async def test_pairs_are_compared_blind_and_exported(serve: Serve, tmp_path: Pat
             ({"pair": "nothing", "left": "first", "choice": "tie"}, 404),
             ({"pair": pair["id"], "left": "first", "choice": "first"}, 400),
         ]:
-            assert (await keel.post("/v1/comparisons", body, ada))[0] == status
+            assert (await keel.post("/v1/comparisons", body, rita))[0] == status
         assert (await keel.get("/v1/comparisons/next"))[0] == 401
         headers = {"authorization": f"Bearer {ADMIN}"}
         status, raw, _ = await keel.get("/admin/v1/feedback", headers)
@@ -103,7 +103,7 @@ async def test_pairs_are_compared_blind_and_exported(serve: Serve, tmp_path: Pat
         assert {p.strength for p in found.preferences} == {3.0}
         assert {p.objective for p in found.preferences} == {"overall", "helpful"}
         assert len({p.rater for p in found.preferences}) == 2
-        assert "ada" not in out.read_text() and "bea" not in out.read_text()
+        assert "rita" not in out.read_text() and "walter" not in out.read_text()
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ async def test_everything_kept_goes_round_into_training(
     serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Thumbs, scores, corrections, preferences, mined pairs and reviews: out, and read by what trains."""
-    (ada, _) = raters(tmp_path)
+    (rita, _) = raters(tmp_path)
     async with serve({"keeping": KEEPING}, admin_key=ADMIN) as keel:
         first = await completed(keel, "keeping", "How are you?", "I am well.")
         second = await completed(keel, "keeping", "How are you?", "Go away.")
@@ -134,10 +134,10 @@ async def test_everything_kept_goes_round_into_training(
             assert (await keel.post("/v1/feedback", body))[0] == 200
         await keel.gateway.records.aclose()
         await keel.gateway.writer.flush()
-        pair = (await next_pair(keel, ada))["pair"]
+        pair = (await next_pair(keel, rita))["pair"]
         assert set(pair["replies"].values()) == {"I am well.", "Go away."}
         side = next(name for name, reply in pair["replies"].items() if reply == "I am well.")
-        await judge(keel, ada, pair, choice=side, strength=1)
+        await judge(keel, rita, pair, choice=side, strength=1)
         out = tmp_path / "out.jsonl"
         told = await command(tmp_path, "export", "--out", str(out))
         assert "2 preference rows" in told and "3 rating rows" in told and "1 correction rows" in told
