@@ -128,7 +128,8 @@ class InputChain:
 
     `transform` runs every guard that needs no worker, and those that may change the text: the engine needs
     its result. `judge` runs the others, which can only withhold: beside the engine, whose first token waits
-    for the verdict. Both examine the text as it was received.
+    for the verdict. Both examine the text as it was received. With `reads_turns` some guard of the second
+    reads the conversation too, as the first has left it.
     """
 
     def __init__(
@@ -146,6 +147,7 @@ class InputChain:
         self._judging = [guard for guard in guards if guard.servables and not guard.changes_text]
         self._bench = _Bench(runner, cache, policy_digest)
         self._roles = frozenset(roles)
+        self.reads_turns = any(isinstance(guard, AsksJudge) for guard in guards)
 
     @property
     def has_judges(self) -> bool:

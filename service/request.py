@@ -101,8 +101,9 @@ async def beside_engine(
     judging: asyncio.Task[ChainResult] | None = None
     try:
         if judges:
-            parts = parts_of(examined.places, with_turns=bool(examined.turns))
-            judging = asyncio.create_task(_judged(generation.served.chain, parts))
+            chain = generation.served.chain
+            parts = parts_of(examined.places, with_turns=chain.reads_turns)
+            judging = asyncio.create_task(_judged(chain, parts))
             await asyncio.wait({engine, judging}, return_when=asyncio.FIRST_COMPLETED)
             if judging.done() or engine.exception() is None:
                 _conclude(generation, examined, await judging, metrics)

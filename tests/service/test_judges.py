@@ -5,10 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from policies.errors import PolicyError
+from service.alignment.build import StrategyError
+from service.cli_policy import policy_app
 from tests.fakes import upstream as fake
 from tests.fakes.upstream import Behaviour, Exchange, FakeUpstream
 from tests.service.conftest import Running, Serve, chunks_of, finish_of, text_of, until
@@ -253,6 +258,74 @@ async def test_another_policys_model_may_judge(serve: Serve) -> None:
             assert (await keel.chat(BAD, model="p"))[0] == 400
             assert (await keel.chat("bread", model="p"))[0] == 200
             assert {request.json["model"] for request in judge.requests} == {"lg4"}
+
+
+async def test_a_judge_that_changes_is_asked_again(serve: Serve, tmp_path: Path) -> None:
+    """What another model said of a text is not what this one says."""
+    guard = {"guard": "judge", "model": {"policy": "guardian"}, "format": "llama_guard"}
+    async with FakeUpstream(llama_guard) as judge:
+        model = f'model: {{upstream: {{base_url: "{judge.base_url}/v1", model: NAME}}}}\n'
+        policies = {"p": f"input: [{json.dumps(guard)}]\n", "guardian": model.replace("NAME", "lg3")}
+        async with serve(policies) as keel:
+            for name in ("lg3", "lg3", "lg4", "lg4"):
+                path = tmp_path / "policies" / "guardian.yaml"
+                path.write_text("name: guardian\n" + model.replace("NAME", name))
+                assert (await keel.gateway.reload_policies()).ok
+                assert (await keel.chat("bread", model="p"))[0] == 200
+            assert [request.json["model"] for request in judge.requests] == ["lg3", "lg4"]
+
+
+async def test_judges_that_can_not_be_asked_are_told_before_anything_is_served(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard = {"guard": "judge", "model": {"policy": "nobody"}, "format": "llama_guard"}
+    with pytest.raises(StrategyError, match="its judge is the policy 'nobody', which isn't there"):
+        async with serve({"p": f"input: [{json.dumps(guard)}]\n"}):
+            pass
+    monkeypatch.delenv("JUDGES_KEY", raising=False)
+    server = {"base_url": "http://127.0.0.1:9/v1", "model": "m", "api_key_env": "JUDGES_KEY"}
+    guard = {"guard": "judge", "model": {"upstream": server}, "format": "llama_guard"}
+    with pytest.raises(PolicyError, match=r"input\[0\]\.model\.api_key_env: .*'JUDGES_KEY' is not set"):
+        async with serve({"p": f"input: [{json.dumps(guard)}]\n"}):
+            pass
+
+
+async def test_a_text_can_be_tried_without_a_gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEEL_POLICIES", json.dumps([str(tmp_path)]))
+    async with FakeUpstream(llama_guard) as judge:
+        guardian = f'model: {{upstream: {{base_url: "{judge.base_url}/v1", model: lg4}}}}\n'
+        guard = {"guard": "judge", "label": "other", "model": {"policy": "guardian"}, "format": "llama_guard"}
+        text = f"{guardian}{judged(judge)}input: [{json.dumps(guard)}]\n"
+        (tmp_path / "p.yaml").write_text("name: p\n" + text)
+        (tmp_path / "guardian.yaml").write_text("name: guardian\n" + guardian)
+        for stage, name in (("input", "other"), ("output", "judge")):
+            arguments = ["try", "p", BAD, "--stage", stage, "--prompt", "How?", "--json"]
+            result = await asyncio.to_thread(CliRunner().invoke, policy_app, arguments)
+            assert result.exit_code == 0, result.output
+            (report,) = json.loads(result.stdout)["guards"]
+            assert (report["guard"], report["action"]) == (name, "block")
+        assert seen(judge)[-1] == [("user", "How?"), ("assistant", BAD)]
+
+
+# What a reply answers
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+async def test_a_reply_is_judged_with_its_prompt_though_no_guard_reads_inputs(
+    serve: Serve, path: str
+) -> None:
+    async with FakeUpstream(llama_guard) as judge, serve({"p": judged(judge)}) as keel:
+        reply = fake.completion("Like this.")
+        reply["choices"][0]["text"] = "Like this."
+        keel.upstream.default = fake.answer(reply)
+        asked = {"messages": [{"role": "user", "content": "How?"}]} if "chat" in path else {"prompt": "How?"}
+        status, answer, _ = await keel.post(path, {"model": "p", **asked})
+        assert status == 200, answer
+        assert seen(judge) == [[("user", "How?"), ("assistant", "Like this.")]]
+        if "chat" not in path:  # what the ids spell, nobody here knows
+            status, _, _ = await keel.post(path, {"model": "p", "prompt": [1, 2, 3]})
+            assert status == 200
+            assert seen(judge)[-1] == [("user", ""), ("assistant", "Like this.")]
 
 
 async def test_moderations_speak_by_hazard(serve: Serve) -> None:
