@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 from guardrails import reward
 from guardrails.guard import AsksJudge, Guard, Stage
 from guardrails.verdict import Action
-from policies.alignment import JudgePolicy, JudgeServer
+from policies.alignment import JudgeModel
 from policies.constitution import load_constitution
 from policies.errors import PolicyError, Problem
 from policies.guards import GuardBase
@@ -91,7 +91,7 @@ class GuardSet:
     input: tuple[Guard, ...] = ()
     output: tuple[Guard, ...] = ()
     servables: Mapping[str, ServableSpec] = field(default_factory=lambda: MappingProxyType({}))
-    judges: tuple[JudgePolicy | JudgeServer, ...] = ()
+    judges: tuple[JudgeModel, ...] = ()
     reads_prompt: bool = False
 
     def prepare(self) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from guardrails.verdict import Action, Finding
-from policies.alignment import JudgePolicy, JudgeServer
+from policies.alignment import JudgeModel
 
 Stage = Literal["input", "output"]
 Channel = Literal["content", "reasoning", "tool_arguments", "tool_input", "refusal"]
@@ -153,7 +153,7 @@ class AsksJudge(Protocol):
     """
 
     @property
-    def asks(self) -> JudgePolicy | JudgeServer: ...
+    def asks(self) -> JudgeModel: ...
 
 
 class JobRunner(Protocol):

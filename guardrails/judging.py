@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from policies.alignment import JudgePolicy, JudgeServer
+from policies.alignment import JudgeModel
 from policies.critique import Nonsense
 
 TOP_LOGPROBS = 5
@@ -33,7 +33,7 @@ class Question:
     read:    the scores in the answer's completion object. Raises `Nonsense`.
     """
 
-    judge: JudgePolicy | JudgeServer
+    judge: JudgeModel
     body: Mapping[str, Any]
     read: Callable[[Mapping[str, Any]], Scores] = field(compare=False)
     own_form: Mapping[str, Any] = field(default_factory=dict)

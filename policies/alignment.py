@@ -102,16 +102,17 @@ class RerankSpec(RewardModels):
         return self.method in ("speculative_rejection", "blockwise")
 
 
-class JudgePolicy(Frozen):
-    """Another policy's model is the judge."""
+class JudgeModel(Frozen):
+    """Who judges: another policy's model, or any OpenAI-compatible server."""
 
-    policy: Name
+    policy: Name | None = None
+    upstream: Upstream | None = None
 
-
-class JudgeServer(Frozen):
-    """Any OpenAI-compatible server is the judge."""
-
-    upstream: Upstream
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if (self.policy is None) == (self.upstream is None):
+            raise ValueError("give exactly one of 'policy', another policy's model, and 'upstream', a server")
+        return self
 
 
 class ReviseSpec(Frozen):
@@ -123,7 +124,7 @@ class ReviseSpec(Frozen):
     """
 
     constitution: str
-    judge: Literal["self"] | JudgePolicy | JudgeServer = "self"
+    judge: Literal["self"] | JudgeModel = "self"
     when: Literal["always", "flagged", "sampled"] = "flagged"
     share: Annotated[float, Field(gt=0, le=1)] | None = None
     rounds: Annotated[int, Field(ge=1, le=8)] = 2

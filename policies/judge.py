@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, JsonValue, model_validator
 
-from policies.alignment import JudgePolicy, JudgeServer
+from policies.alignment import JudgeModel
 from policies.base import Name, Text
 from policies.errors import Problem, located
 from policies.guards import Probability, ScoredBase
@@ -33,7 +33,7 @@ class JudgeSpec(ScoredBase):
     """
 
     guard: Literal["judge"] = "judge"
-    model: JudgePolicy | JudgeServer
+    model: JudgeModel
     format: Format
     risks: Annotated[tuple[Name, ...], Field(min_length=1, max_length=16)] = ("harm",)
     guidelines: Annotated[dict[Name, Text], Field(max_length=16)] = Field(default_factory=dict)

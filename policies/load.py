@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from policies.alignment import JudgeServer, RewardServer
+from policies.alignment import RewardServer
 from policies.document import Mark, read_document
 from policies.errors import Fault, PolicyError, Problem, UnknownPolicy
 from policies.explain import dotted, explain, place
@@ -126,7 +126,7 @@ def _missing_keys(spec: PolicySpec) -> Iterable[Problem]:
         for model in (spec.rerank.models if spec.rerank else ())
         if isinstance(model, RewardServer)
     ]
-    judging = [(loc, judge.upstream) for loc, judge in judges(spec) if isinstance(judge, JudgeServer)]
+    judging = [(loc, judge.upstream) for loc, judge in judges(spec) if judge.upstream is not None]
     for loc, upstream in [*single, *several, *servers, *judging]:
         variable = upstream.api_key_env
         if variable is not None and not os.environ.get(variable):

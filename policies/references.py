@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
-from policies.alignment import JudgePolicy, JudgeServer
+from policies.alignment import JudgeModel
 from policies.errors import Loc
 from policies.judge import JudgeSpec
 from policies.spec import ClassifierBase, PolicySpec, ToolCallsSpec
@@ -24,7 +24,7 @@ def references(spec: PolicySpec) -> Iterable[tuple[Loc, str]]:
                     yield (stage, index, *extra, "model"), one.model
 
 
-def judges(spec: PolicySpec) -> Iterable[tuple[Loc, JudgePolicy | JudgeServer]]:
+def judges(spec: PolicySpec) -> Iterable[tuple[Loc, JudgeModel]]:
     """The models that judge replies, as guards or for a revision, with their places."""
     if spec.revise is not None and spec.revise.judge != "self":
         yield ("revise", "judge"), spec.revise.judge

@@ -19,7 +19,6 @@ from guardrails.guard import Guard
 from guardrails.runtime import Runtime
 from guardrails.servable import ServableSpec
 from guardrails.verdict_cache import VerdictCache
-from policies.alignment import JudgePolicy, JudgeServer
 from policies.constraints import to_wire
 from policies.load import LoadedPolicy
 from policies.references import all_names, judges
@@ -248,9 +247,7 @@ class Catalog:
         )
         constraints = to_wire(policy.spec.constraints) if policy.spec.constraints else ""
         strategy = strategy_for(policy.spec, replace(self._means, registry=registry))
-        asked = tuple(
-            self._engines.server(one.upstream) for one in guards.judges if isinstance(one, JudgeServer)
-        )
+        asked = tuple(self._engines.server(one.upstream) for one in guards.judges if one.upstream is not None)
         helping = (*(strategy.engines if strategy else ()), *asked)
         others = {engine.users for engine in helping} - set(target.users)
         redactors: tuple[Guard, ...] = ()
@@ -291,7 +288,7 @@ def _check_judges(policies: Mapping[str, Served]) -> None:
     """Raises `StrategyError` where a policy's judge is a policy that there isn't."""
     for name, served in policies.items():
         for _, judge in judges(served.spec):
-            if isinstance(judge, JudgePolicy) and judge.policy not in policies:
+            if judge.policy is not None and judge.policy not in policies:
                 known = ", ".join(sorted(policies))
                 missing = f"its judge is the policy {judge.policy!r}, which isn't there"
                 raise StrategyError(f"policy {name!r}: {missing}; there are: {known}")
@@ -303,7 +300,7 @@ def _judges_moved(before: Mapping[str, Served], after: Mapping[str, Served]) -> 
         judge.policy
         for served in after.values()
         for judge in served.guards.judges
-        if isinstance(judge, JudgePolicy)
+        if judge.policy is not None
     }
     return any(name in before and before[name].target != after[name].target for name in asked)
 

@@ -22,7 +22,6 @@ from guardrails.chain import GuardReport, Part, PartResult, check_texts
 from guardrails.runtime import Runtime
 from guardrails.servable import ServableError
 from guardrails.verdict import Action
-from policies.alignment import JudgePolicy, JudgeServer
 from policies.diff import differences
 from policies.errors import PolicyError, UnknownPolicy
 from policies.load import SHIPPED, LoadedPolicy, PolicyLibrary, load_policy
@@ -210,10 +209,10 @@ async def _examine(loaded: LoadedPolicy, part: Part, settings: Settings) -> Part
         targets = {
             judge.policy: _judge_target(judge.policy, settings, engines)
             for judge in guards.judges
-            if isinstance(judge, JudgePolicy)
+            if judge.policy is not None
         }
         for judge in guards.judges:
-            if isinstance(judge, JudgeServer):
+            if judge.upstream is not None:
                 engines.server(judge.upstream)
         await engines.start()
         await runtime.start({name: guards.servables[name] for name in needed})

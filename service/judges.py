@@ -15,7 +15,6 @@ import orjson
 from guardrails.guard import JobError, Reason
 from guardrails.judging import Question, Scores
 from guardrails.runtime import Runtime
-from policies.alignment import JudgePolicy
 from policies.critique import Nonsense
 from service.alignment.strategy import parse
 from service.engine.engine import Engine
@@ -75,11 +74,11 @@ class Judges:
         raise JobError("nonsense", "the judge's answer could not be read")
 
     def _where(self, question: Question) -> tuple[Engine, str]:
-        judge = question.judge
-        if not isinstance(judge, JudgePolicy):
-            return self._engines.server(judge.upstream), judge.upstream.model
+        upstream = question.judge.upstream
+        if upstream is not None:
+            return self._engines.server(upstream), upstream.model
         try:
-            target = self._target(judge.policy)
+            target = self._target(question.judge.policy or "")
         except ModelNotFound:
             raise JobError("failed", "the judge's policy is not served") from None
         return target.engine, target.model

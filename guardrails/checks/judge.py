@@ -18,7 +18,7 @@ from guardrails.scoring import Steps
 from guardrails.segments import Segmenter
 from guardrails.verdict import Action, Finding
 from guardrails.windows import word_start
-from policies.alignment import JudgePolicy, JudgeServer
+from policies.alignment import JudgeModel
 from policies.errors import PolicyError, Problem
 from policies.judge import JudgeSpec
 
@@ -40,7 +40,7 @@ class JudgeGuard:
     on_error: Action
     deadline: float
     steps: Steps
-    asks: JudgePolicy | JudgeServer
+    asks: JudgeModel
     form: Format
     every: int
 
@@ -63,8 +63,8 @@ class JudgeGuard:
     @property
     def servable(self) -> str:
         """Whom it asks, for metrics."""
-        asked = self.asks.policy if isinstance(self.asks, JudgePolicy) else self.asks.upstream.model
-        return f"judge:{asked}"
+        upstream = self.asks.upstream
+        return f"judge:{upstream.model if upstream is not None else self.asks.policy}"
 
     def examine(self, context: Context) -> JudgeExamination:
         return JudgeExamination(self, context)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import orjson
 
-from policies.alignment import JudgePolicy, JudgeServer, ReviseSpec
+from policies.alignment import ReviseSpec
 from policies.constitution import Constitution
 from policies.critique import (
     Case,
@@ -69,8 +69,8 @@ class Judge:
     def __init__(self, spec: ReviseSpec, constitution: Constitution, means: Means) -> None:
         self._means = means
         self._constitution = constitution
-        self._policy = spec.judge.policy if isinstance(spec.judge, JudgePolicy) else None
-        self._server = spec.judge.upstream if isinstance(spec.judge, JudgeServer) else None
+        self._policy = spec.judge.policy if spec.judge != "self" else None
+        self._server = spec.judge.upstream if spec.judge != "self" else None
         self._engine = means.engines.server(self._server) if self._server else None
         self._form = {"name": "critique", "strict": True, "schema": critique_schema(constitution)}
         self._regex = critique_regex(constitution)

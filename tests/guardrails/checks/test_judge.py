@@ -169,7 +169,7 @@ def test_judges_are_told_apart_from_what_workers_serve() -> None:
     )
     guards = build_guards(policy, ENVIRONMENT)
     assert guards.servables == {}
-    assert [type(one).__name__ for one in guards.judges] == ["JudgePolicy", "JudgeServer"]
+    assert [one.policy for one in guards.judges] == ["guardian", None]
     assert [sorted(one.servables) for one in (*guards.input, *guards.output)] == [
         ["judge:guardian"],
         ["judge:guard"],
@@ -179,6 +179,7 @@ def test_judges_are_told_apart_from_what_workers_serve() -> None:
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
+        ({"format": "llama_guard", "model": {}}, "give exactly one of 'policy'"),
         ({"format": "rubric"}, "needs exactly one of 'rules' and 'constitution'"),
         ({"format": "rubric", "rules": {"a": "x"}, "constitution": "harmless"}, "needs exactly one of"),
         ({"format": "shieldgemma"}, "needs 'guidelines'"),
