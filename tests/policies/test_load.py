@@ -218,6 +218,8 @@ def test_ships_four_policies() -> None:
     observed = [*library.get("observe").spec.input, *library.get("observe").spec.output]
     assert {guard.action for guard in observed} == {"allow"}
     assert library.get("observe").spec.on_error == "allow"
+    assert [name for name in library.names() if library.get(name).spec.feedback is None] == ["open"]
+    assert not any(library.get(name).spec.keeps_text for name in library.names())
     assert {library.get(name).spec.on_error for name in ("standard", "strict")} == {"block"}
 
 
