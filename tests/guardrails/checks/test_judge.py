@@ -82,6 +82,17 @@ def test_long_texts_are_judged_to_their_end_and_long_conversations_by_theirs() -
     assert sum(len(said) for _, said in asked) < CONTEXT_CHARACTERS + 100
 
 
+def test_arguments_of_a_call_are_judged_as_what_they_say() -> None:
+    moderator = Moderator([guard(every=60)], Context(channel="tool_arguments", prompt="Write to Ann."))
+    arguments = '{"to": "ann\\u0040ex.org", "text": "A b\\u0061d word."}'
+    pending = [job for at in range(len(arguments)) for job in moderator.feed(arguments[at])]
+    pending += moderator.feed("", final=True)
+    assert [shown(one.job)[-1] for one in pending] == [("assistant", "to: ann@ex.org\ntext: A bad word.\n")]
+    assert moderator.release().text == '{"'  # nobody's words yet
+    moderator.resolve(pending[0], {"unsafe": 1.0})
+    assert moderator.release().withheld is not None
+
+
 def test_white_space_is_not_judged() -> None:
     assert jobs_of(" \n ", Context("input", "user")) == []
     assert jobs_of(" \n ", Context()) == []
