@@ -8,9 +8,12 @@ from typing import Any
 
 from guardrails.chain import GuardReport, Part, PartResult, check_texts
 from guardrails.guard import Guard, JobRunner, Stage
+from guardrails.judge_formats import UNSAFE
 from guardrails.verdict import Verdict
 from guardrails.verdict_cache import VerdictCache
-from policies.taxonomy import MODERATION_CATEGORIES, covered, moderation_scores
+from policies.guards import GuardBase
+from policies.judge import JudgeSpec
+from policies.taxonomy import LLAMA_GUARD_CODES, MODERATION_CATEGORIES, covered, moderation_scores
 from service.catalog import Catalog, Served
 from service.conversation import chat_places
 from service.http import Call
@@ -103,7 +106,9 @@ class Checks:
 
 _NOTHING = Verdict()
 # The categories are about harm: guards that score anything else have no place in OpenAI's result.
-_HARM_GUARDS = frozenset({"toxicity", "harm", "judge"})
+_HARM_GUARDS = frozenset({"toxicity", "harm"})
+_VERDICTS = frozenset({UNSAFE, *LLAMA_GUARD_CODES.values()})
+"""What is flagged even where OpenAI has no category for it."""
 
 
 def _classifiers(served: Served) -> list[Guard]:
@@ -112,8 +117,14 @@ def _classifiers(served: Served) -> list[Guard]:
         *zip(served.spec.output, served.guards.output, strict=True),
         *zip(served.spec.input, served.guards.input, strict=True),
     ]
-    chosen = {spec.model_dump_json(): guard for spec, guard in reversed(pairs) if spec.guard in _HARM_GUARDS}
+    chosen = {spec.model_dump_json(): guard for spec, guard in reversed(pairs) if _scores_harm(spec)}
     return list(chosen.values())
+
+
+def _scores_harm(spec: GuardBase) -> bool:
+    if isinstance(spec, JudgeSpec):
+        return spec.format == "llama_guard"
+    return spec.guard in _HARM_GUARDS  # type: ignore[attr-defined]  # the discriminator
 
 
 def _texts(request: ModerationRequest) -> list[str]:
@@ -143,7 +154,7 @@ def _moderation(reports: Sequence[GuardReport]) -> dict[str, Any]:
     categories = {name: score > 0 for name, score in moderation_scores(flagged).items()}
     can_tell = covered(scores)
     return {
-        "flagged": any(categories.values()),
+        "flagged": any(categories.values()) or any(flagged.get(label) for label in _VERDICTS),
         "categories": categories,
         "category_scores": moderation_scores(scores),
         "category_applied_input_types": {

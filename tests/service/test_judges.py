@@ -336,3 +336,10 @@ async def test_moderations_speak_by_hazard(serve: Serve) -> None:
         assert result["flagged"] is True
         assert [name for name, flagged in result["categories"].items() if flagged] == ["hate"]
         assert result["category_applied_input_types"]["sexual/minors"] == ["text"]
+        judge.default = fake.answer(fake.completion("unsafe\nS5"))  # defamation, which is none of OpenAI's
+        _, answer, _ = await keel.post("/v1/moderations", {"model": "p", "input": "libel"})
+        (result,) = answer["results"]
+        assert (result["flagged"], any(result["categories"].values())) == (True, False)
+    async with FakeUpstream(granite) as judge, serve({"p": judged(judge, format="granite_guardian")}) as keel:
+        status, answer, _ = await keel.post("/v1/moderations", {"model": "p", "input": BAD})
+        assert status == 400, "its risks are none of OpenAI's categories"
