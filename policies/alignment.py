@@ -68,7 +68,7 @@ class RerankSpec(RewardModels):
     `accept`; `below` says what follows where none does. After `block_tokens` tokens 'speculative_rejection'
     drops the worse half, and again whenever the rest is twice as long; with 'blockwise' the best of `n`
     continuations of so many tokens is sent, then the next. When a scoring fails, `on_error` gives the first
-    candidate or an error.
+    candidate or an error. `store_pairs` keeps the best and the worst candidate as preference data.
     """
 
     method: RerankMethod = "best_of_n"
@@ -81,9 +81,12 @@ class RerankSpec(RewardModels):
     below: Literal["best", "refuse"] = "best"
     block_tokens: Annotated[int, Field(ge=4, le=512)] = 32
     on_error: Literal["first", "fail"] = "first"
+    store_pairs: bool = False
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if self.method == "blockwise" and self.store_pairs:
+            raise ValueError("'blockwise' has no whole candidates to keep as pairs: leave 'store_pairs' out")
         if self.method == "adaptive" and self.accept is None:
             raise ValueError("'adaptive' needs 'accept': the reward at which a candidate is good enough")
         if self.below == "refuse" and self.accept is None:

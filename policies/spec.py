@@ -240,7 +240,13 @@ class PolicySpec(Frozen):
     @property
     def keeps_text(self) -> bool:
         """Whether anything of what is said may be kept."""
-        return (self.feedback is not None and self.feedback.store == "text") or self.review.store == "text"
+        feedback = self.feedback is not None and self.feedback.store == "text"
+        return feedback or self.keeps_pairs or self.review.store == "text"
+
+    @property
+    def keeps_pairs(self) -> bool:
+        """Whether candidates of reranking may be kept."""
+        return self.rerank is not None and self.rerank.store_pairs
 
     def with_model(self, model: ModelRef) -> PolicySpec:
         """The same policy in front of another model."""

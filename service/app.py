@@ -146,7 +146,7 @@ class Gateway:
             log,
             self.audit,
         )
-        self.records = Records(self.writer, self.runtime, log)
+        self.records = Records(self.writer, self.runtime, self.metrics, log)
         self.outcomes.subscribe(self.records.observe, self.records.wants)
         self.comparisons = Comparisons(self.database, self.writer, self.metrics, self.environment.hash_key)
         self.reviews = Reviews(self.database, self.metrics, self.audit)

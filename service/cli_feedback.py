@@ -71,7 +71,7 @@ def import_pairs(
     A prompt is a text or a list of messages. `gap`, the first reply's reward less the second's, says how sure
     a model is already; pairs near 0 are shown first. A pair that is there already changes nothing.
     """
-    from service.comparisons import pair_row
+    from service.pairing import pair_row
     from service.store.comparisons import pairs
     from service.store.writer import insert_rows
 

@@ -6,14 +6,11 @@ two replies to one prompt, of two arms, of a shadow arm, of two policies, or two
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from random import SystemRandom
 from typing import Any, Literal
 
-import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.active import Candidate, choose
@@ -21,6 +18,7 @@ from service.feedback import pseudonym
 from service.http import Call
 from service.openai.errors import BadRequest, NotFound, Unavailable
 from service.openai.types import Integer, Number, Str
+from service.pairing import RERANKED, pairs_of
 from service.store.database import Database, StoreError
 from service.store.writer import Row, Writer
 from service.telemetry.metrics import Metrics, child
@@ -131,6 +129,7 @@ class Comparisons:
 
         newest = (
             select(pairs.c.id, pairs.c.gap, pairs.c.at)
+            .where(pairs.c.source != RERANKED)
             .order_by(pairs.c.at.desc())
             .limit(LOOKED_AT)
             .subquery()
@@ -186,62 +185,6 @@ class Comparisons:
         for row in pairs_of(kept):
             self._writer.put("pairs", row)
         await self._writer.flush()
-
-
-def pairs_of(kept: Sequence[Row]) -> Iterable[Row]:
-    """Rows for pairs of different replies to one prompt: each reply with the next that differs."""
-    by_prompt: dict[str, list[tuple[str, Row]]] = {}
-    for row in kept:
-        for reply in row["replies"]:
-            group = by_prompt.setdefault(row["prompt_digest"], [])
-            if reply.strip() and all(reply != known for known, _ in group):
-                group.append((reply, row))
-    for group in by_prompt.values():
-        for (first, one), (second, other) in itertools.pairwise(group):
-            same = one["completion_id"] == other["completion_id"]
-            gap = None if same else _gap(one, other)
-            source = "samples" if same else "arms" if one["arm"] or other["arm"] else "policies"
-            yield pair_row(one["prompt"], first, second, source, about=(_about(one), _about(other)), gap=gap)
-
-
-def _gap(one: Row, other: Row) -> float | None:
-    """The first reply's reward less the second's, by the scorer of their experiment, else by reranking."""
-    scored = (one["scored"], other["scored"])
-    if None not in scored and one["experiment"] == other["experiment"]:
-        return float(scored[0] - scored[1])
-    ranked = (one["reward"], other["reward"])
-    return None if None in ranked else float(ranked[0] - ranked[1])
-
-
-def pair_row(
-    prompt: Sequence[Mapping[str, str]],
-    first: str,
-    second: str,
-    source: str,
-    *,
-    about: tuple[Row, Row] = ({}, {}),
-    gap: float | None = None,
-    objective: str = "overall",
-) -> Row:
-    """A row of the pairs' table; its id is the same whichever reply comes first."""
-    content = orjson.dumps([list(prompt), sorted((first, second)), objective])
-    return {
-        "id": hashlib.sha256(content).hexdigest()[:40],
-        "source": source,
-        "objective": objective,
-        "prompt": list(prompt),
-        "first": first,
-        "second": second,
-        "first_about": about[0],
-        "second_about": about[1],
-        "gap": gap,
-        "at": time.time(),
-    }
-
-
-def _about(row: Row) -> Row:
-    names = ("completion_id", "policy", "checkpoint", "arm")
-    return {name: row[name] for name in names if row[name] is not None}
 
 
 def _shown(pair: Row, left: str) -> Row:

@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import LABEL_STYLE_TABLENAME_PLUS_COL, select
 
 from service.agreement import alpha
+from service.pairing import RERANKED
 from service.reviews import labels_of
 from service.store.comparisons import judgements, pairs
 from service.store.completions import completions
@@ -44,9 +45,10 @@ async def feedback_rows(
     async for row in _said(database, exported, since, policy):
         exported.rows[row["kind"]] += 1
         yield row
-    async for row in _compared(database, exported, since, policy):
-        exported.rows[row["kind"]] += 1
-        yield row
+    for source in (_compared, _reranked):
+        async for row in source(database, exported, since, policy):
+            exported.rows[row["kind"]] += 1
+            yield row
 
 
 async def review_rows(
@@ -196,9 +198,41 @@ async def _compared(
             "preference_strength": float(row["judgements_strength"]),
             "objective": row["pairs_objective"],
             "rater": row["judgements_rater"],
+            "origin": "comparison",
             "id": row["judgements_pair_id"],
             **{name: about["chosen"][name] for name in ("checkpoint", "policy") if name in about["chosen"]},
             "created": _time(row["judgements_at"]),
+        }
+
+
+async def _reranked(
+    database: Database, exported: Exported, since: float, policy: str | None
+) -> AsyncIterator[Row]:
+    """What reward models preferred of the candidates that they chose from."""
+    query = select(pairs).where(pairs.c.source == RERANKED, pairs.c.at >= since).order_by(pairs.c.at)
+    async with database.read() as connection:
+        found = [dict(row) for row in (await connection.execute(query)).mappings()]
+    for row in found:
+        about = row["first_about"]
+        if policy is not None and about["policy"] != policy:
+            continue
+        why = _unfit(row["prompt"], [row["first"], row["second"]], single=False)
+        if why is not None:
+            exported.left_out[f"candidates {why}"] += 1
+            continue
+        yield {
+            "kind": "preference",
+            "prompt": _prompt(row["prompt"]),
+            "chosen": row["first"].strip(),
+            "rejected": row["second"].strip(),
+            "preference_strength": row["gap"],
+            "objective": row["objective"],
+            "rater": f"reward: {about['scorer']}",
+            "origin": "rerank",
+            "id": row["id"],
+            "checkpoint": about["checkpoint"],
+            "policy": about["policy"],
+            "created": _time(row["at"]),
         }
 
 
@@ -226,6 +260,7 @@ def _about(row: Row) -> Row:
     about = {
         "objective": row["objective"],
         "rater": row["rater"],
+        "origin": "feedback",
         "id": row["completion_id"],
         "checkpoint": row["checkpoint"],
         "policy": row["policy"],

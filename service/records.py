@@ -19,15 +19,18 @@ from structlog.typing import FilteringBoundLogger
 
 from guardrails.runtime import Runtime
 from guardrails.verdict import Finding
+from policies.alignment import RewardServer
 from policies.records import ReviewSpec
 from service.catalog import Served
 from service.generation import Generation
 from service.outcomes import Outcome
+from service.pairing import RERANKED, pair_row
 from service.redaction import redact
 from service.report import Report
 from service.store.completions import row_of
 from service.store.writer import Row, Writer
-from service.transcript import Messages, conversation
+from service.telemetry.metrics import Metrics, child
+from service.transcript import Contrast, Messages, conversation
 
 KNOWN = 20_000  # completions that are remembered here, before the store is asked
 KEEPING = 256  # texts that are being redacted at a time
@@ -38,8 +41,9 @@ _DEFAULT_REVIEW = ReviewSpec(items="escalated")
 class Records:
     """One gateway's."""
 
-    def __init__(self, writer: Writer, runtime: Runtime, log: FilteringBoundLogger) -> None:
+    def __init__(self, writer: Writer, runtime: Runtime, metrics: Metrics, log: FilteringBoundLogger) -> None:
         self._writer = writer
+        self._metrics = metrics
         self._runtime = runtime
         self._log = log
         self._wanted: dict[str, bool] = {}
@@ -56,7 +60,8 @@ class Records:
         if digest not in self._wanted:
             spec = served.spec
             escalates = '"escalate"' in spec.model_dump_json()
-            self._wanted[digest] = spec.feedback is not None or spec.review != _DEFAULT_REVIEW or escalates
+            kept = spec.feedback is not None or spec.keeps_pairs
+            self._wanted[digest] = kept or spec.review != _DEFAULT_REVIEW or escalates
         return self._wanted[digest]
 
     def wants(self, generation: Generation) -> bool:
@@ -80,16 +85,16 @@ class Records:
         spec, transcript = generation.served.spec, generation.transcript
         if tally.report is not None and _to_review(spec.review, tally.report):
             self._review(generation, tally.report, tally.completion_id)
-        feedback = spec.feedback is not None and spec.feedback.store == "text"
-        if (
-            feedback
-            and transcript is not None
-            and tally.completion_id
-            and generation.call.state == "finished"
-        ):
-            prompt, replies = conversation(generation), transcript.replies()
-            if prompt and any(replies):
-                self._start(self._keep_texts(generation.served, tally.completion_id, prompt, replies))
+        if transcript is None or not tally.completion_id or generation.call.state != "finished":
+            return
+        prompt = conversation(generation)
+        if not prompt:
+            return
+        replies = transcript.replies()
+        if spec.feedback is not None and spec.feedback.store == "text" and any(replies):
+            self._start(self._keep_texts(generation.served, tally.completion_id, prompt, replies))
+        if spec.keeps_pairs and transcript.contrast is not None:
+            self._start(self._keep_pair(generation.served, tally.completion_id, prompt, transcript.contrast))
 
     async def aclose(self) -> None:
         """See what is being kept to its end, for a while."""
@@ -120,6 +125,30 @@ class Records:
             "at": time.time(),
         }
         self._writer.put("texts", row)
+
+    async def _keep_pair(
+        self, served: Served, completion_id: str, prompt: Messages, contrast: Contrast
+    ) -> None:
+        """Candidates of reranking, the better one first."""
+        kept = await self.redacted(
+            served, [*(turn["content"] for turn in prompt), contrast.best, contrast.worst]
+        )
+        outcome = "failed"
+        if kept is not None:
+            *said, best, worst = (text for text, _ in kept)
+            turns = [{**turn, "content": text} for turn, text in zip(prompt, said, strict=True)]
+            names = [model if isinstance(model, str) else model.upstream.model for model in _scorers(served)]
+            about = {
+                "completion_id": completion_id,
+                "policy": served.name,
+                "checkpoint": served.target.checkpoint,
+                "scorer": ", ".join(served.checkpoints.get(name, name) for name in names),
+            }
+            scores = (contrast.best_score, contrast.worst_score)
+            each = ({**about, "reward": scores[0]}, {**about, "reward": scores[1]})
+            row = pair_row(turns, best, worst, RERANKED, about=each, gap=scores[0] - scores[1])
+            outcome = "stored" if best != worst and self._writer.put("pairs", row) else "unfit"
+        child(self._metrics.rerank_pairs, served.name, outcome).inc()
 
     async def redacted(
         self, served: Served, texts: Sequence[str], spans: Sequence[tuple[int, int]] = ()
@@ -180,6 +209,10 @@ class Records:
             said = [{**turn, "content": told} for turn, (told, _) in zip(prompt, turns, strict=True)]
             row["prompt"] = said or None
         self._writer.put("reviews", row)
+
+
+def _scorers(served: Served) -> tuple[str | RewardServer, ...]:
+    return served.spec.rerank.models if served.spec.rerank is not None else ()
 
 
 def prompt_digest(turns: Messages) -> str:

@@ -15,6 +15,16 @@ MAX_CHARACTERS = 64_000
 Messages = list[dict[str, str]]
 
 
+@dataclass(frozen=True, slots=True)
+class Contrast:
+    """Two replies that could have been given, and what a reward model made of each."""
+
+    best: str
+    worst: str
+    best_score: float
+    worst_score: float
+
+
 @dataclass(slots=True)
 class Transcript:
     """Gathered while the reply is made. `said` is the engine's text, `released` what went out of it, with
@@ -23,6 +33,7 @@ class Transcript:
     said: dict[ChannelKey, list[str]] = field(default_factory=dict)
     released: dict[ChannelKey, list[str]] = field(default_factory=dict)
     examined: Examined | None = None
+    contrast: Contrast | None = None
 
     def add_said(self, key: ChannelKey, text: str) -> None:
         """More of the engine's text."""

@@ -15,6 +15,7 @@ from service.alignment.waiting import together
 from service.engine.errors import ProtocolError
 from service.generation import Generation
 from service.request import Examined
+from service.transcript import Contrast
 
 OWN_IDS = "return_token_ids"
 """vLLM's extension that tells each choice's tokens: asked of our own vLLM, to know what each costs."""
@@ -28,6 +29,7 @@ class Candidate:
     """One reply that could be given. `tokens` is exact where the engine tells, else its share by length.
 
     `done` is False for one that was only begun. `penalty` is taken off its score for what guards found.
+    `released` is what guards would let out of its content, where they have looked.
     """
 
     choice: dict[str, Any]
@@ -36,10 +38,18 @@ class Candidate:
     done: bool = True
     score: float | None = None
     penalty: float = 0.0
+    released: str | None = None
 
     @property
     def text(self) -> str:
         return reply_text(self.choice)
+
+    @property
+    def words(self) -> str:
+        """Its content as the caller would get it; empty where it is not words alone."""
+        if self.choice.get("message", {}).get("tool_calls"):
+            return ""
+        return (self.text if self.released is None else self.released).strip()
 
 
 @dataclass(slots=True)
@@ -132,6 +142,7 @@ async def examine(
     seen = await inspect_choices({"choices": choices}, generation, examined, runner)
     for index, one in enumerate(candidates):
         one.blocked, one.penalty = seen[index].withheld, seen[index].penalty
+        one.released = seen[index].released
 
 
 @dataclass(slots=True)
@@ -174,3 +185,14 @@ class Work:
     @property
     def candidates(self) -> list[Candidate]:
         return [one for group in self.groups for one in group.candidates]
+
+    def contrast(self) -> Contrast | None:
+        """The best and the worst of the replies that could have been given; None where none differ."""
+        fit = [one for group in self.groups for one in group.fit if one.score is not None and one.words]
+        best = max(fit, key=lambda one: one.score or 0.0, default=None)
+        worst = min(fit, key=lambda one: one.score or 0.0, default=None)
+        if best is None or worst is None or best.score is None or worst.score is None:
+            return None
+        if best.score <= worst.score or best.words == worst.words:
+            return None
+        return Contrast(best.words, worst.words, best.score, worst.score)

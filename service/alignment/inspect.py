@@ -23,9 +23,13 @@ from service.request import Examined
 
 @dataclass(slots=True)
 class Inspected:
-    """One choice: what was found in it, by channel, and whether any of it would be withheld."""
+    """One choice: what was found in it, by channel, and whether any of it would be withheld.
+
+    `released` is the content that would go out.
+    """
 
     withheld: bool = False
+    released: str = ""
     verdicts: list[tuple[str, Verdict]] = field(default_factory=list)
 
     @property
@@ -76,8 +80,10 @@ async def inspect_choices(
     async with aclosing(moderate(whole(), open_channel, runner, choices=len(states))) as batches:
         async for batch in batches:
             for item in batch:
-                if isinstance(item, ChoiceEnded) and item.withheld is not None:
-                    seen[item.choice].withheld = True
+                if isinstance(item, ChoiceEnded):
+                    seen[item.choice].withheld |= item.withheld is not None
+                elif item.key.channel == "content":
+                    seen[item.key.choice].released += item.text
     for key, moderator in moderators.items():
         seen[key.choice].verdicts.append((key.channel, moderator.verdict))
     return seen

@@ -111,6 +111,7 @@ def _row(pair: Pair, texts: Sequence[str], served: Served) -> bytes:
         "rejected": rejected.strip(),
         "objective": pair.objective,
         "rater": f"judge: {pair.judge}",
+        "origin": "revision",
         "checkpoint": served.target.checkpoint,
         "policy": served.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -62,6 +62,8 @@ class Rerank:
                 self._choose(group, generation, len(chosen) + i) for i, group in enumerate(work.groups)
             ]
         self._count(generation.served.name, works, chosen)
+        if self._spec.store_pairs and generation.transcript is not None and len(works) == 1:
+            generation.transcript.contrast = works[0].contrast()
         return Aligned(self._payload(generation, works, chosen), {"rerank": self._told(works, chosen)})
 
     async def rewards(

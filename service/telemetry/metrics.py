@@ -223,6 +223,12 @@ class Metrics:
             ("model", "role"),
             registry=registry,
         )
+        self.rerank_pairs = Counter(
+            "keel_rerank_pairs",
+            "Best and worst candidates by what became of them as preference data.",
+            ("model", "outcome"),
+            registry=registry,
+        )
         self.revise_pairs = Counter(
             "keel_revise_pairs",
             "Revised pairs by what became of them as preference data.",

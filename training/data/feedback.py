@@ -7,15 +7,16 @@ feedback.md is the contract. Columns in brackets may be left out.
     rating      {"kind", "prompt", "reply", "thumb": "up"|"down" and/or "score": number}
     correction  {"kind", "prompt", "reply", "correction": what the reply should have been}
 
-and of all kinds ["objective", "rater", "id", "checkpoint", "policy", "created"]. A correction is worth three
-things: a demonstration, a preference of the correction over the reply, and a reply that was not wanted.
+and of all kinds ["objective", "rater", "origin", "id", "checkpoint", "policy", "created"]. A correction is
+worth three things: a demonstration, a preference of the correction over the reply, and a reply that was not
+wanted.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,13 @@ from training.data.preferences import (
 from training.data.quality import Quality, QualityLimits, examine, krippendorff_alpha
 from training.errors import DataError, TrainingError
 
+ORIGINS = ("feedback", "comparison", "revision", "rerank")
+OWN_TASTE = frozenset({"rerank"})
+"""What a reward model preferred: who trains on it learns that model's taste, its faults included."""
 _THUMBS = {"up": True, "down": False}
-_COMMON = frozenset({"kind", "prompt", "objective", "rater", "id", "checkpoint", "policy", "created"})
+_COMMON = frozenset(
+    {"kind", "prompt", "objective", "rater", "origin", "id", "checkpoint", "policy", "created"}
+)
 _COLUMNS = {
     "preference": _COMMON | {"chosen", "rejected", "preference_strength"},
     "rating": _COMMON | {"reply", "thumb", "score"},
@@ -47,13 +53,14 @@ _COLUMNS = {
 
 @dataclass(frozen=True, slots=True)
 class Feedback:
-    """A file's rows as training data; a correction stands in all three lists."""
+    """A file's rows as training data; a correction stands in all three lists. `left_out`: rows by origin."""
 
     preferences: tuple[Preference, ...]
     ratings: tuple[Rating, ...]
     demonstrations: tuple[Conversation, ...]
     kinds: Mapping[str, int]
     checkpoints: Mapping[str, int] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def quality(self, limits: QualityLimits | None = None) -> Quality:
         """The preferences' checks: duplicates, contradictions, agreement of raters, …
@@ -85,17 +92,27 @@ class Feedback:
             f"raters of ratings agree: alpha {'–' if alpha is None else f'{alpha:.2f}'} on {several} replies",
         ]
         lines += [f"{count} rows about {name}" for name, count in sorted(self.checkpoints.items())]
+        lines += [f"{count} rows of origin {name} left out" for name, count in sorted(self.left_out.items())]
         return "\n".join(lines)
 
 
-def read_feedback(path: Path, skipped: list[DataError] | None = None) -> Feedback:
-    """Every row of `path`. A wrong one is a DataError with file and line, or is appended to `skipped`."""
+def read_feedback(
+    path: Path, skipped: list[DataError] | None = None, origins: Collection[str] | None = None
+) -> Feedback:
+    """The rows of `path`. A wrong one is a DataError with file and line, or is appended to `skipped`.
+
+    origins: where rows may come from; None takes all but those of `OWN_TASTE`.
+    """
     preferences: list[Preference] = []
     ratings: list[Rating] = []
     demonstrations: list[Conversation] = []
     kinds: Counter[str] = Counter()
     checkpoints: Counter[str] = Counter()
-    for kind, checkpoint, rows in read_parsed(path, _parse, skipped=skipped):
+    left_out: Counter[str] = Counter()
+    for kind, origin, checkpoint, rows in read_parsed(path, _parse, skipped=skipped):
+        if origin not in origins if origins is not None else origin in OWN_TASTE:
+            left_out[origin or "unknown"] += 1
+            continue
         kinds[kind] += 1
         if checkpoint is not None:
             checkpoints[checkpoint] += 1
@@ -106,7 +123,8 @@ def read_feedback(path: Path, skipped: list[DataError] | None = None) -> Feedbac
                 ratings.append(made)
             else:
                 demonstrations.append(made)
-    return Feedback(tuple(preferences), tuple(ratings), tuple(demonstrations), kinds, checkpoints)
+    read = (tuple(preferences), tuple(ratings), tuple(demonstrations))
+    return Feedback(*read, kinds, checkpoints, left_out)
 
 
 def write_datasets(feedback: Feedback, folder: Path) -> dict[str, int]:
@@ -141,15 +159,17 @@ def feedback_rows(
 Made = Preference | Rating | Conversation
 
 
-def _parse(row: Mapping[str, Any]) -> tuple[str, str | None, list[Made]]:
-    """The row's kind, the checkpoint that it is about, and what it is worth."""
+def _parse(row: Mapping[str, Any]) -> tuple[str, str | None, str | None, list[Made]]:
+    """The row's kind, its origin, the checkpoint that it is about, and what it is worth."""
     kind = row.get("kind")
     if kind not in _COLUMNS:
         raise ValueError(f"column 'kind' must be one of {', '.join(_COLUMNS)}, found {kind!r}")
     if unknown := sorted(row.keys() - _COLUMNS[kind]):
         raise ValueError(f"a {kind} has no column {', '.join(map(repr, unknown))}")
-    checkpoint = row.get("checkpoint")
-    return kind, None if checkpoint is None else str(checkpoint), _PARSERS[kind](row)
+    origin, checkpoint = (
+        None if row.get(name) is None else str(row[name]) for name in ("origin", "checkpoint")
+    )
+    return kind, origin, checkpoint, _PARSERS[kind](row)
 
 
 def _preference(row: Mapping[str, Any]) -> list[Made]:
@@ -183,9 +203,15 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("file", type=Path, help="what `keel feedback export` wrote")
     parser.add_argument("--folder", type=Path, help="write the datasets here")
     parser.add_argument("--skip-bad-rows", action="store_true", help="count them instead of stopping")
+    parser.add_argument(
+        "--origin",
+        action="append",
+        choices=ORIGINS,
+        help="take rows of this origin only; may be repeated (default: all but rerank)",
+    )
     arguments = parser.parse_args(argv)
     skipped: list[DataError] | None = [] if arguments.skip_bad_rows else None
-    feedback = read_feedback(arguments.file, skipped)
+    feedback = read_feedback(arguments.file, skipped, arguments.origin)
     print(feedback.report())
     if skipped:
         print(f"{len(skipped)} rows skipped, such as {skipped[0]}")

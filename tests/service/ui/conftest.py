@@ -17,7 +17,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from service.auth import KeyFile
-from service.comparisons import pair_row
+from service.pairing import pair_row
 from service.store import comparisons
 from service.store.database import Database
 from service.store.reviews import reviews
