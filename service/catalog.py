@@ -247,7 +247,7 @@ class Catalog:
         )
         constraints = to_wire(policy.spec.constraints) if policy.spec.constraints else ""
         strategy = strategy_for(policy.spec, replace(self._means, registry=registry))
-        asked = tuple(self._engines.server(one.upstream) for one in guards.judges if one.upstream is not None)
+        asked = tuple(self.runner.bind(one.upstream) for one in guards.judges if one.upstream is not None)
         helping = (*(strategy.engines if strategy else ()), *asked)
         others = {engine.users for engine in helping} - set(target.users)
         redactors: tuple[Guard, ...] = ()

@@ -211,12 +211,12 @@ async def _examine(loaded: LoadedPolicy, part: Part, settings: Settings) -> Part
             for judge in guards.judges
             if judge.policy is not None
         }
+        runner = Judges(runtime, engines, targets.__getitem__)
         for judge in guards.judges:
             if judge.upstream is not None:
-                engines.server(judge.upstream)
+                runner.bind(judge.upstream)
         await engines.start()
         await runtime.start({name: guards.servables[name] for name in needed})
-        runner = Judges(runtime, engines, targets.__getitem__)
         result = await check_texts(chosen, [part], runner, policy_digest=loaded.digest)
         return result.parts[0]
     finally:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import orjson
 
 from guardrails.guard import JobError, Reason
 from guardrails.judging import Question, Scores
 from guardrails.runtime import Runtime
+from policies.base import Upstream
 from policies.critique import Nonsense
 from service.alignment.strategy import parse
 from service.engine.engine import Engine
@@ -34,6 +36,12 @@ class Judges:
         self._runtime = runtime
         self._engines = engines
         self._target = target
+        self._bound: WeakValueDictionary[Upstream, Engine] = WeakValueDictionary()
+
+    def bind(self, upstream: Upstream) -> Engine:
+        """The engine of a judge's server. It is asked for as long as somebody holds it, who must start it."""
+        engine = self._bound[upstream] = self._engines.server(upstream)
+        return engine
 
     async def run(self, servable: str, payload: Any, timeout: float) -> Any:
         """The servable's result, or the scores that a judge gives. Raises `JobError`."""
@@ -76,7 +84,10 @@ class Judges:
     def _where(self, question: Question) -> tuple[Engine, str]:
         upstream = question.judge.upstream
         if upstream is not None:
-            return self._engines.server(upstream), upstream.model
+            engine = self._bound.get(upstream)
+            if engine is None:
+                raise JobError("failed", "the judge's server is not in use")
+            return engine, upstream.model
         try:
             target = self._target(question.judge.policy or "")
         except ModelNotFound:

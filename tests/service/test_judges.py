@@ -146,6 +146,22 @@ async def test_who_goes_away_takes_the_judge_along(serve: Serve) -> None:
         await asyncio.gather(task, return_exceptions=True)
 
 
+async def test_a_stream_keeps_the_judge_that_it_began_with(serve: Serve, tmp_path: Path) -> None:
+    words = [f"word{number}. " for number in range(60)]
+    async with FakeUpstream(llama_guard) as judge, serve({"p": judged(judge, every=60)}) as keel:
+        keel.upstream.default = fake.stream(words, delay=0.01)
+        streaming = asyncio.create_task(chunks_of(keel, text="How?", model="p"))
+        await until(lambda: judge.requests)
+        path = tmp_path / "policies" / "p.yaml"
+        path.write_text(path.read_text().partition("output:")[0])
+        assert (await keel.gateway.reload_policies()).ok
+        asked = len(judge.requests)
+        chunks = await streaming
+        assert (text_of(chunks), finish_of(chunks)) == ("".join(words), ["stop"])
+        assert len(judge.requests) > asked
+        await until(lambda: judge.open_connections == 0)
+
+
 # Faults
 
 
