@@ -54,30 +54,48 @@ async def feedback_rows(
 async def review_rows(
     database: Database, exported: Exported, since: float = 0.0, policy: str | None = None
 ) -> AsyncIterator[Row]:
-    """Decided reviews as labelled texts: a text, and per label 0 where its finding was overturned, else 1."""
+    """Decided reviews as labelled texts: the piece in which a classifier found something, and per label 0
+    where that was overturned, else 1; of a reply also what it answered."""
     query = select(reviews).where(reviews.c.status != "open", reviews.c.decided_at >= since)
     if policy is not None:
         query = query.where(reviews.c.policy == policy)
     async with database.read() as connection:
         for found in (await connection.execute(query.order_by(reviews.c.decided_at))).mappings():
-            overturned = found["status"] == "overturned"
-            labels = labels_of(found["findings"], overturned)
+            pieces = _pieces(found["findings"], found["status"] == "overturned")
             if found["text"] is None:
                 exported.left_out["reviews whose text was not kept"] += 1
-            elif not labels:
+            elif not pieces:
                 exported.left_out["reviews of what no classifier had found"] += 1
             else:
-                exported.rows[found["status"]] += 1
-                yield {
-                    "text": found["text"],
-                    "labels": labels,
-                    "source": "review",
-                    "stage": found["stage"],
-                    "decision": found["status"],
-                    "id": found["id"],
-                    "policy": found["policy"],
-                    "created": _time(found["decided_at"]),
-                }
+                for (start, end), labels in pieces.items():
+                    exported.rows[found["status"]] += 1
+                    yield {
+                        "text": found["text"][start:end],
+                        "labels": labels,
+                        **_asked(found["prompt"]),
+                        "source": "review",
+                        "stage": found["stage"],
+                        "decision": found["status"],
+                        "id": found["id"],
+                        "policy": found["policy"],
+                        "created": _time(found["decided_at"]),
+                    }
+
+
+def _pieces(findings: Sequence[Row], overturned: bool) -> dict[tuple[int, int], dict[str, float]]:
+    """Where classifiers found something, and what the decision says of the labels there."""
+    places = {(finding["start"], finding["end"]) for finding in findings}
+    found = {
+        place: labels_of([one for one in findings if (one["start"], one["end"]) == place], overturned)
+        for place in sorted(places)
+    }
+    return {place: labels for place, labels in found.items() if labels}
+
+
+def _asked(prompt: Sequence[Mapping[str, str]] | None) -> dict[str, str]:
+    """What the last user turn of a kept conversation said."""
+    turns = [turn["content"] for turn in prompt or () if turn["role"] == "user"]
+    return {"prompt": turns[-1]} if turns else {}
 
 
 async def agreement(database: Database) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from tests.service.conftest import Running, Serve
 from tests.service.test_feedback import KEEPING, completed
 from training.data.feedback import main, read_feedback
 from training.data.quality import krippendorff_alpha
-from training.data.safety_example import LABELS
+from training.data.reviews import read_reviews
+from training.data.safety_written import pair as with_prompt
 
 ADMIN = "keel-admin-key-0123456789"
 PAIRS = [
@@ -157,14 +158,20 @@ async def test_everything_kept_goes_round_into_training(
         _, metrics, _ = await keel.get("/metrics")
         assert b'keel_reviews_total{decision="overturned",policy="keeping"} 1.0' in metrics
         assert b"keel_review_queue 0.0" in metrics
-        found = {"guard": "toxicity", "kind": "toxicity", "entity_type": "INSULT"}
-        row = {**item, "id": "rev-1", "findings": [found], "status": "overturned", "decided_at": time.time()}
-        await keel.gateway.writer.write("reviews", row)
+        harm = {"guard": "harm", "kind": "harm", "entity_type": "UNSAFE_REPLY", "start": 0, "end": 15}
+        insult = {"guard": "toxicity", "kind": "toxicity", "entity_type": "INSULT", "start": 6, "end": 15}
+        for status, findings in (("overturned", [insult]), ("upheld", [{**insult, "start": 0}, harm])):
+            row = {**item, "id": f"rev-{status}", "findings": findings, "status": status}
+            await keel.gateway.writer.write("reviews", {**row, "decided_at": time.time()})
         told = await command(tmp_path, "export", "--reviews", "--out", str(tmp_path / "reviews.jsonl"))
         assert "1 overturned rows" in told and "2 reviews of what no classifier had found" in told
-        labelled = json.loads((tmp_path / "reviews.jsonl").read_text())
-        assert (labelled["text"], labelled["labels"]) == ("It is forbidden.", {"insult": 0.0})
-        assert labelled["labels"].keys() <= set(LABELS)
+        reviewed = read_reviews([tmp_path / "reviews.jsonl"])
+        assert (reviewed.counts, reviewed.unknown) == ((3, 1), 0)
+        assert {(one.text, *one.labels.items()) for one in reviewed.examples} == {
+            ("forbidden", ("insult", 0.0)),
+            ("It is forbidden", ("insult", 1.0), ("toxicity", 1.0)),
+            (with_prompt("Hello", "It is forbidden"), ("unsafe_reply", 1.0)),
+        }
         await keel.gateway.audit.flush()
         records = "".join(p.read_text() for p in keel.gateway.settings.audit_folder.rglob("*.jsonl"))
         assert "review.overturned" in records and "forbidden" not in records

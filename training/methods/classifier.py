@@ -18,6 +18,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from random import Random
 
@@ -27,6 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from training.data.entities import TAGS, bio
+from training.data.reviews import read_reviews
 from training.data.safety import build
 from training.data.safety_example import LABELS, Example
 from training.errors import TrainingError
@@ -168,16 +170,32 @@ def plan(config: ClassifierConfig, rows: Sequence[Row]) -> list[list[Row]]:
     return every[: config.max_steps]
 
 
+def reviewed(config: ClassifierConfig) -> list[Example]:
+    """What people decided, as often as it is to be seen. Raises DataError for a file that is wrong."""
+    if not config.reviews:
+        return []
+    found = read_reviews(config.reviews)
+    upheld, overturned = found.counts
+    told = f"reviews: {len(found.examples)} texts, {upheld} labels upheld, {overturned} overturned"
+    print(f"{told}, {found.unknown} rows of other labels left out; each {config.review_copies} times")
+    return found.examples * config.review_copies
+
+
+def _digests(files: Sequence[Path]) -> dict[str, list[str]]:
+    """A run goes on only with the reviews that it began with."""
+    return {"reviews_sha256": [sha256(file.read_bytes()).hexdigest() for file in files]} if files else {}
+
+
 def train(config: ClassifierConfig, data_root: Path, run_path: Path, stop_after: int | None = None) -> bool:
     """Run to the end, resuming what `run_path` holds; true when the finished model is in `run_path/model`."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     run = RunDirectory(run_path)
-    run.bind(config.model_dump(mode="json"))
+    run.bind(config.model_dump(mode="json") | _digests(config.reviews))
     encoder = encoder_folder(config.encoder)
     tokenizer = load_tokenizer(encoder, config.max_tokens)
-    examples = build(data_root, config.seed, config.synthetic_scale).train
+    examples = [*build(data_root, config.seed, config.synthetic_scale).train, *reviewed(config)]
     schedule = plan(config, to_rows(examples, encode(tokenizer, [x.text for x in examples])))
     learner = Learner(from_encoder(encoder, len(LABELS), len(TAGS)), config)
     place = run.latest()
@@ -235,8 +253,17 @@ def main(argv: Sequence[str]) -> int:
         metavar="REGISTRY",
         help="place the evaluated run into this folder, and no more",
     )
+    parser.add_argument(
+        "--reviews",
+        type=Path,
+        action="append",
+        metavar="FILE",
+        help="what `keel feedback export --reviews` wrote; in place of the configuration's, may be repeated",
+    )
     arguments = parser.parse_args(argv)
     config = ClassifierConfig.load(arguments.config)
+    if arguments.reviews:
+        config = config.model_copy(update={"reviews": tuple(arguments.reviews)})
     run = arguments.run or Path("runs") / config.name
     if arguments.publish is not None:
         print(f"published: {publish_run(run, arguments.publish, config.name).ref}")

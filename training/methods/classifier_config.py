@@ -14,13 +14,19 @@ from training.optimization import OptimizerConfig, ScheduleConfig
 
 
 class ClassifierConfig(Config):
-    """`encoder` is a folder, or `package:NAME` for one that an installed Python package carries."""
+    """`encoder` is a folder, or `package:NAME` for one that an installed Python package carries.
+
+    `reviews` are files of `keel feedback export --reviews`; each of their rows is seen `review_copies` times
+    in an epoch, since they are few beside the others.
+    """
 
     name: str
     seed: int = 0
     encoder: str
     max_tokens: int = Field(default=128, ge=8, le=512)
     synthetic_scale: float = Field(default=1.0, gt=0)
+    reviews: tuple[Path, ...] = ()
+    review_copies: int = Field(default=10, ge=1, le=1000)
     label_weights: dict[str, float] = Field(default_factory=dict)
     tag_weight: float = Field(default=1.0, ge=0)
     tokens_per_batch: int = Field(default=2048, ge=128)
