@@ -125,7 +125,8 @@ def test_the_chatbot_is_trained_in_two_steps_and_answers(
     reduced = ["steps=2", "batch_size=2", "micro_batch=2", "data.demo=40"]
     sft = SftConfig.load(EXAMPLES / "chatbot/sft.yaml", [*reduced, f"model.path={DEMO}"])
     first = run_sft(sft, tmp_path, tmp_path / "sft")
-    dpo = DpoConfig.load(EXAMPLES / "chatbot/dpo.yaml", [*reduced, f"model.path={first}"])
+    assert chatbot.compare(first, tmp_path / "chatbot-pairs.jsonl", questions=20) > 20
+    dpo = DpoConfig.load(EXAMPLES / "chatbot/dpo.yaml", [*reduced[:3], f"model.path={first}"])
     final = run_dpo(dpo, tmp_path, tmp_path / "dpo")
     assert set(chatbot.measure(final, questions=6)) == {"gold", "violations", "words"}
     capsys.readouterr()
