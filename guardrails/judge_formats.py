@@ -129,11 +129,12 @@ def read_llama_guard(payload: Mapping[str, Any]) -> Scores:
 
 def _ask_granite(spec: JudgeSpec, case: Case) -> Iterator[Question]:
     newer = spec.format == "granite_guardian_3_3"
+    messages = _messages(case)
     for risk in spec.risks:
         arguments: dict[str, Any] = {"guardian_config": {"criteria_id" if newer else "risk_name": risk}}
         if newer:
             arguments["think"] = False
-        yield Question(spec.model, _body(spec, _messages(case), 20, **arguments), _reader(risk, _GRANITE))
+        yield Question(spec.model, _body(spec, messages, 20, **arguments), _reader(risk, _GRANITE))
 
 
 # ShieldGemma: Yes or No, one guideline at a time, over the last question and its answer
