@@ -135,6 +135,7 @@ class Gateway:
             log=log,
             unit_key=self.environment.hash_key,
             scoring=Scoring(settings, self.registry, self.writer, self.metrics, log),
+            state_dir=settings.state_dir,
         )
         self.swaps = Swaps(
             settings,

@@ -1,16 +1,21 @@
 """Experiments that people make by the admin API: kept in the store, the same for all gateways that share it.
 
 Each has a revision. Who replaces or archives one says which they saw, so that nobody undoes what they haven't
-seen. Files and these are one set of names; where both have one, the file's is served.
+seen. Files and these are one set of names; where both have one, the file's is served. What the store said
+last is in a file too, for a gateway that starts while the store is away: the control answers then.
 """
 
 from __future__ import annotations
 
+import asyncio
+import os
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import orjson
 from pydantic import ValidationError
 from structlog.typing import FilteringBoundLogger
 
@@ -59,14 +64,20 @@ class Definitions:
         *,
         policies: Callable[[], Collection[str]],
         files: Callable[[], Mapping[str, LoadedExperiment]],
+        copy: Path,
     ) -> None:
-        """`policies` are the names of those that are served now, `files` the experiments of files."""
+        """`policies` are the names of those that are served now, `files` the experiments of files.
+
+        `copy` is where what the store said is kept for when it is away.
+        """
         self._database = database
         self._experiments = experiments
         self._audit = audit
         self._log = log
         self._policies = policies
         self._files = files
+        self._copy = copy
+        self._read = False
         self.known: Mapping[str, Definition] = {}
         self.usable: Mapping[str, LoadedExperiment] = {}
         self.faults: Mapping[str, str] = {}
@@ -78,9 +89,42 @@ class Definitions:
 
         async with self._database.read() as connection:
             known = await load_definitions(connection)
+        self._read = True
         if known != self.known:
             self.known = known
             self.check()
+            await self._remember()
+
+    async def recall(self) -> None:
+        """Where the store could not be read yet: what it said last, in this gateway's former life."""
+        if self._read:
+            return
+        self._read = True
+        from service.store.definitions import Definition
+
+        try:
+            said = orjson.loads(await asyncio.to_thread(self._copy.read_bytes))
+            self.known = {one["name"]: Definition(**one) for one in said}
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, TypeError) as error:
+            self._log.error("experiments_not_recalled", error=str(error))
+            return
+        self.check()
+
+    async def _remember(self) -> None:
+        partial = self._copy.with_suffix(f".{os.getpid()}.partial")
+        said = orjson.dumps(list(self.known.values()))
+
+        def write() -> None:
+            self._copy.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            partial.write_bytes(said)
+            os.replace(partial, self._copy)
+
+        try:
+            await asyncio.to_thread(write)
+        except OSError as error:
+            self._log.error("experiments_not_remembered", error=str(error))
 
     def check(self) -> None:
         """See which can be served, with the policies and files that there are now.

@@ -45,6 +45,7 @@ class House:
         log: FilteringBoundLogger,
         unit_key: bytes,
         scoring: Scoring,
+        state_dir: Path,
     ) -> None:
         """Reads the files. Raises `PolicyError` for what is wrong with them."""
         self._catalog = catalog
@@ -63,6 +64,7 @@ class House:
             log,
             policies=self.policies,
             files=self.library.snapshot,
+            copy=state_dir / "experiments.json",
         )
         self._tasks: list[asyncio.Task[None]] = []
         self._away = False  # whether the store could not be asked, which is told once
@@ -145,6 +147,9 @@ class House:
             if not self._away:
                 self._log.error("experiments_not_followed", error=str(error))
             self._away = True
+            await self.definitions.recall()
+            if self.definitions.usable != before:
+                self._serve()
         else:
             self._away = False
 

@@ -55,7 +55,7 @@ function summary(experiment, page) {
   return h("div.card.stack", null,
     h("div.row.spread", null, h("h2", null, experiment.name), h(kind ? `span.chip.${kind}` : "span.chip", null, word)),
     experiment.description ? h("p.soft", null, experiment.description) : null,
-    h("p.soft.small", null, experiment.path ? `From ${experiment.path}` : "Applied by the admin API"),
+    h("p.soft.small", null, experiment.path ? `From ${experiment.path}.` : "Applied by the admin API.", experiment.scorer ? ` Rewards by ${scorer(experiment.scorer)}.` : ""),
     experiment.fault ? h("p.note.bad", null, experiment.fault) : null,
     alarm ? h("p.note.bad", null, "Units don't come to the arms as planned (sample ratio mismatch): don't rely on these figures before you know why.") : null,
     experiment.reason ? h("p.note", null, experiment.reason) : null,
@@ -129,6 +129,10 @@ function figures(experiment, page) {
 function history(events) {
   if (!events?.length) return null;
   return h("details.card", null, h("summary", null, "History"), h("ol.stack.tight", null, events.map((event) => h("li", null, h("strong", null, readable(event.action)), ` by ${event.actor}, ${ago(event.at)}`, event.reason ? h("p.soft.small", null, event.reason) : null))));
+}
+
+function scorer({ model }) {
+  return [model].flat().map((one) => one.upstream?.model ?? one).join(", ");
 }
 
 function swatch(i) {

@@ -71,6 +71,17 @@ async def test_what_is_made_is_served_at_once_and_after_a_restart(serve: Serve, 
         assert await arms_of(keel) == {"control", "new"}
 
 
+async def test_while_the_store_is_away_the_control_answers(serve: Serve) -> None:
+    async with serve({"other": ""}, admin_key=KEY) as keel:
+        assert (await send(keel, "PUT", f"{PATH}/test", MADE))[0] == 201
+    away = {"store": {"url": "postgresql://keel@127.0.0.1:1/keel"}, "admin_key": KEY}
+    async with serve({"other": ""}, **away) as keel:
+        keel.upstream.default = say_hello
+        assert await arms_of(keel) == {"control"}
+        assert (await send(keel, "PUT", f"{PATH}/new", {**MADE, "name": "new"}))[0] == 503
+        assert (await send(keel, "GET", f"{PATH}/test"))[0] == 503
+
+
 async def test_nobody_overwrites_what_they_have_not_seen(serve: Serve) -> None:
     async with serve({"other": ""}, admin_key=KEY) as keel:
         await send(keel, "PUT", f"{PATH}/test", MADE)

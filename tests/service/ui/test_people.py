@@ -152,6 +152,20 @@ def test_experiments_are_seen_and_decided_about(visit: NewVisit, site: Site) -> 
     check_page(page)
 
 
+def test_experiments_that_were_applied_are_seen_too(visit: NewVisit, site: Site) -> None:
+    arms = [{"name": "control", "policy": "bare"}, {"name": "new", "policy": "guarded"}]
+    made = {"name": "applied", "arms": arms, "description": "Made without a file."}
+    headers = {"authorization": f"Bearer {site.admin}"}
+    where = f"{site.url}/admin/v1/experiments/applied"
+    assert httpx.put(where, json=made, headers=headers).status_code == 201
+    page = visit(width=360, height=740).log_in(site.admin, "experiments")
+    page.get_by_role("button", name="applied").tap()
+    expect(page.locator("main")).to_contain_text("Made without a file.")
+    expect(page.locator("main")).to_contain_text("Applied by the admin API.")
+    check_page(page)
+    assert httpx.delete(where, headers=headers).status_code == 200
+
+
 def test_thumbs_in_the_playground(visit: NewVisit, site: Site) -> None:
     page = visit().log_in(site.admin, "playground")
     page.get_by_label("Policy").select_option("guarded")
