@@ -91,13 +91,20 @@ class Cluster:
     gateways: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def ask(
-        self, path: str, body: Any, key: str, url: str = "", headers: dict[str, str] | None = None
+        self,
+        path: str,
+        body: Any,
+        key: str,
+        url: str = "",
+        headers: dict[str, str] | None = None,
+        method: str = "POST",
     ) -> tuple[int, Any, dict[str, str]]:
-        """Post JSON; status, parsed answer (None where there is none), headers in lower case."""
+        """Send JSON; status, parsed answer (None where there is none), headers in lower case."""
         request = urllib.request.Request(  # noqa: S310 - loopback
             (url or self.url) + path,
             data=json.dumps(body).encode(),
             headers={"content-type": "application/json", "authorization": f"Bearer {key}", **(headers or {})},
+            method=method,
         )
         try:
             with urllib.request.urlopen(request, timeout=60) as reply:  # noqa: S310

@@ -72,6 +72,24 @@ def test_a_promotion_reaches_both(replicas: Cluster) -> None:
         time.sleep(0.1)
 
 
+def test_an_experiment_that_is_applied_reaches_both_and_leaves_both(replicas: Cluster) -> None:
+    arms = [{"name": "control", "policy": "plain"}, {"name": "new", "policy": "strict"}]
+    made, path = {"name": "applied", "arms": arms}, "/admin/v1/experiments/applied"
+    status, answer, _ = replicas.ask(path, made, ADMIN, method="PUT")  # whichever nginx picks
+    assert status == 201, answer
+
+    def arms_at(url: str) -> set[str]:
+        replies = [replicas.chat(model="applied", url=url, **{"x-session-id": f"s{n}"}) for n in range(12)]
+        return {headers.get("x-keel-experiment", str(status)) for status, _, headers in replies}
+
+    for url in replicas.replicas:
+        _until(lambda url=url: arms_at(url) == {"applied/control", "applied/new"})
+    assert replicas.ask(path, {**made, "alpha": 0.1}, ADMIN, method="PUT")[0] == 409
+    assert replicas.ask(path, None, ADMIN, method="DELETE")[0] == 200
+    for url in replicas.replicas:
+        _until(lambda url=url: arms_at(url) == {"404"})
+
+
 def test_a_replica_that_is_killed_under_load_loses_no_feedback_that_was_acknowledged(
     replicas: Cluster,
 ) -> None:
