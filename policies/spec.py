@@ -27,17 +27,24 @@ Role = Literal["system", "developer", "user", "assistant", "tool"]
 
 
 class ModelRef(Frozen):
-    """What answers: a checkpoint served by the managed vLLM, or one or more upstreams (least busy first)."""
+    """What answers: a checkpoint served by the managed vLLM, or one or more upstreams (least busy first).
+
+    `mixed: allow` lets a reply that takes several calls of the model go over to another checkpoint on the
+    way, when one takes the place of the first.
+    """
 
     checkpoint: str | None = None
     upstream: Upstream | None = None
     upstreams: tuple[Upstream, ...] = ()
+    mixed: Literal["refuse", "allow"] = "refuse"
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
         given = [self.checkpoint is not None, self.upstream is not None, bool(self.upstreams)]
         if sum(given) != 1:
             raise ValueError("give exactly one of 'checkpoint', 'upstream' or 'upstreams'")
+        if self.mixed == "allow" and self.checkpoint is None:
+            raise ValueError("'mixed' is about the versions of a checkpoint; upstreams are others' to keep")
         return self
 
     @property
@@ -232,6 +239,7 @@ class PolicySpec(Frozen):
             *self._judges_that_change(),
             *self._never_flagged(),
             *self._cut_constraints(),
+            *self._unmixable(),
         ]
         if problems:
             raise located(problems)
@@ -309,6 +317,14 @@ class PolicySpec(Frozen):
                         f"'require' and 'half_life' are about a reply as a whole, and {self.rerank.method!r} "
                         "has it written in pieces: use 'best_of_n'",
                     )
+
+    def _unmixable(self) -> Iterator[Problem]:
+        if self.model.mixed == "allow" and self.rerank is None and self.revise is None:
+            yield Problem(
+                ("model", "mixed"),
+                "a reply that is one call of the model is of one version anyhow: 'mixed: allow' is for "
+                "'rerank' and 'revise'",
+            )
 
     def _never_flagged(self) -> Iterator[Problem]:
         if self.revise is not None and self.revise.when == "flagged" and not self.output:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from service.auth import Caller
 from service.engine.engine import Engine
 from service.engine.users import Users
 from service.engines import Engines, Target
+from service.generation import CHECKPOINT
 from service.http import Header
 from service.judges import Judges
 from service.openai.errors import ModelNotFound
@@ -42,7 +43,8 @@ class Served:
     """One policy, ready to answer.
 
     checkpoints: what each checkpoint's name in the policy means, as `name@digest`.
-    users:       where a request that is bound to this policy is counted for as long as it lasts.
+    users:       where a request that is bound to this policy is counted for as long as it lasts; without
+                 the model's own where versions may mix (`service.alignment.versions`).
     judges:      the engines that its guards ask, and that are no policy's own.
     """
 
@@ -156,6 +158,16 @@ class Catalog:
             return self._tenants.get((caller.name, name), served)
         return served
 
+    async def successor(self, served: Served) -> Served:
+        """What the policy is now, once nobody is held back; as it was, where it has been taken away."""
+        while self.held is not None:
+            await self.held.wait()
+        tenant = served.policy.tenant
+        return next(
+            (one for one in self._served.values() if (one.name, one.policy.tenant) == (served.name, tenant)),
+            served,
+        )
+
     def values(self) -> Iterable[Served]:
         """Every policy, in no order."""
         return self._served.values()
@@ -190,14 +202,10 @@ class Catalog:
             try:
                 fresh = {name: await self._bind(name, policy, registry) for name, policy in policies.items()}
                 _check_judges(fresh)
-                servables: dict[str, ServableSpec] = {}
-                for served in fresh.values():
-                    servables.update(served.guards.servables)
-                    servables.update(collect_servables(served.redactors))
-                    if served.strategy is not None:
-                        servables.update(served.strategy.servables)
                 targets = [served.target for served in fresh.values()]
-                starting = asyncio.gather(self._runtime.ensure(servables), self._engines.start(targets))
+                starting = asyncio.gather(
+                    self._runtime.ensure(_servables(fresh.values())), self._engines.start(targets)
+                )
                 try:
                     await starting
                 except BaseException:
@@ -213,6 +221,11 @@ class Catalog:
                     self._cache.clear()
                 self._served, self._tenants = fresh, _by_key(fresh.values())
                 self._policies, self.pins = policies, registry.pins
+            except BaseException:
+                # What was loaded for those who now don't come is not to stay in the workers.
+                with suppress(RuntimeError):  # where the gateway ends, there are none
+                    await self._runtime.ensure(_servables(self._served.values()))
+                raise
             finally:
                 now = self._served.values()
                 self._engines.retire(
@@ -238,7 +251,7 @@ class Catalog:
             return known
         headers = (
             (b"x-keel-policy", f"{policy.name}@{policy.digest[:12]}".encode()),
-            (b"x-keel-checkpoint", target.checkpoint.encode("ascii", "replace")),
+            (CHECKPOINT, target.checkpoint.encode("ascii", "replace")),
         )
         environment = replace(self._environment, registry=registry)
         guards = await asyncio.to_thread(build_guards, policy.spec, environment)
@@ -250,6 +263,7 @@ class Catalog:
         asked = tuple(self.runner.bind(one.upstream) for one in guards.judges if one.upstream is not None)
         helping = (*(strategy.engines if strategy else ()), *asked)
         others = {engine.users for engine in helping} - set(target.users)
+        bound = target.users if policy.spec.model.mixed == "refuse" else ()
         redactors: tuple[Guard, ...] = ()
         if policy.spec.keeps_text:
             redactors = await asyncio.to_thread(build_redactors, policy.spec, guards, self._environment)
@@ -262,7 +276,7 @@ class Catalog:
             constraints,
             strategy,
             checkpoints,
-            (*target.users, *others),
+            (*bound, *others),
             redactors,
             asked,
         )
@@ -274,6 +288,17 @@ class Catalog:
             self._metrics.policy_info.labels(served.name, served.policy.digest).set(1)
             name, _, digest = served.target.checkpoint.partition("@")
             self._metrics.checkpoint_info.labels(name, digest).set(1)
+
+
+def _servables(policies: Iterable[Served]) -> dict[str, ServableSpec]:
+    """All that must run in the guard workers for them."""
+    servables: dict[str, ServableSpec] = {}
+    for served in policies:
+        servables.update(served.guards.servables)
+        servables.update(collect_servables(served.redactors))
+        if served.strategy is not None:
+            servables.update(served.strategy.servables)
+    return servables
 
 
 def _by_key(policies: Iterable[Served]) -> dict[tuple[str, str], Served]:

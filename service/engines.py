@@ -7,7 +7,8 @@ connections and what it knows of their health. Adapters share the engine of thei
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,6 +69,18 @@ class Target:
         if self.adapter is None:
             return (self.engine.users,)
         return (self.engine.users, self.engine.adapters.users(self.model))
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Nothing of it is closed within the block."""
+        users = self.users
+        for one in users:
+            one.enter()
+        try:
+            yield
+        finally:
+            for one in users:
+                one.leave()
 
 
 class Engines:

@@ -6,6 +6,7 @@ States: `received → input_checked → generating → releasing → finished | 
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:  # the catalog makes strategies, which know this module
 Kind = Literal["chat", "text_completion"]
 PATHS: dict[Kind, str] = {"chat": "/v1/chat/completions", "text_completion": "/v1/completions"}
 STREAMING = ("stream", "stream_options")
+CHECKPOINT = b"x-keel-checkpoint"
 
 
 @dataclass(slots=True)
@@ -61,11 +63,18 @@ class Generation:
     tally: Tally | None = None  # None where nobody wants to know the outcome
     assignment: Assignment | None = None  # None where the model is no experiment
     transcript: Transcript | None = None  # None where the policy lets no text be kept
+    successor: Callable[[], Awaitable[Served]] | None = None  # None where versions must not mix
+    answered: dict[str, None] = field(default_factory=dict)  # the checkpoints so far, where they may
 
     @property
     def shown(self) -> str:
         """The model's name, as the caller knows it."""
         return self.assignment.experiment if self.assignment else self.served.name
+
+    @property
+    def checkpoint(self) -> str:
+        """What answered, first where versions mix."""
+        return next(iter(self.answered), self.served.target.checkpoint)
 
     @property
     def wants_usage(self) -> bool:
@@ -126,7 +135,11 @@ class Generation:
         """What the client is told beside the reply."""
         overhead = b"%.2f" % (self.call.overhead() * 1e3)
         arm = self.assignment.headers if self.assignment else ()
-        return [*self.served.headers, *arm, (b"x-keel-overhead-ms", overhead)]
+        own = self.served.headers
+        if self.answered:
+            said = ", ".join(self.answered).encode("ascii", "replace")
+            own = (*(one for one in own if one[0] != CHECKPOINT), (CHECKPOINT, said))
+        return [*own, *arm, (b"x-keel-overhead-ms", overhead)]
 
     def note_first_token(self) -> None:
         """The first text is going out."""

@@ -134,7 +134,7 @@ def _outcome(generation: Generation, tally: Tally) -> Outcome:
         kind=generation.kind,
         policy=served.name,
         policy_digest=served.policy.digest,
-        checkpoint=served.target.checkpoint,
+        checkpoint=generation.checkpoint,
         state=call.state,
         status=report.status if report else "passed",
         action=report.action.name.lower() if report else "allow",

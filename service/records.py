@@ -179,7 +179,7 @@ class Records:
             "at": time.time(),
             "policy": served.name,
             "policy_digest": served.policy.digest,
-            "checkpoint": served.target.checkpoint,
+            "checkpoint": generation.checkpoint,
             "completion_id": completion_id,
             "request_id": generation.call.id,
             "stage": stage,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,7 +29,7 @@ class Report:
     """What the guards said about one request and its reply. Findings are told with where they stand.
 
     `looks` are the guards' own reports, for their times; `summary` is what a strategy tells of how the reply
-    came about, `experiment` which arm made it.
+    came about, `experiment` which arm made it, `answered` the checkpoints where versions may mix.
     """
 
     input: list[tuple[str, Finding]] = field(default_factory=list)
@@ -39,6 +39,7 @@ class Report:
     action: Action = Action.ALLOW
     summary: dict[str, Any] = field(default_factory=dict)
     experiment: dict[str, Any] | None = None
+    answered: Mapping[str, None] = field(default_factory=dict)
 
     def add_input(self, places: Sequence[Place], result: ChainResult) -> None:
         """One phase of the input chain."""
@@ -75,8 +76,10 @@ class Report:
                 "digest": served.policy.digest,
                 **({"tenant": served.policy.tenant.tenant} if served.policy.tenant else {}),
             },
-            "checkpoint": served.target.checkpoint,
+            "checkpoint": next(iter(self.answered), served.target.checkpoint),
         }
+        if self.answered:
+            field_["checkpoints"] = list(self.answered)
         if self.experiment is not None:
             field_["experiment"] = self.experiment
         # Told in a summary too: what a failed guard has not examined must not look as if it had passed.
@@ -96,7 +99,7 @@ class Report:
                 {"choice": choice, "channel": channel, **_finding(finding)}
                 for choice, channel, finding in self.output
             ]
-            field_["guards"] = self._times()
+            field_["guards"] = self._looks(served)
         return field_
 
     def tally(self) -> dict[str, list[dict[str, Any]]]:
@@ -115,13 +118,27 @@ class Report:
             if counts
         }
 
-    def _times(self) -> list[dict[str, Any]]:
-        """What each guard took in all, over all texts of its stage that it looked at."""
+    def _looks(self, served: Served) -> list[dict[str, Any]]:
+        """What each guard took in all, over all texts that it looked at, and which models spoke."""
+        models = {
+            (stage, guard.name): sorted(guard.servables)
+            for stage, guards in (("input", served.guards.input), ("output", served.guards.output))
+            for guard in guards
+            if guard.servables
+        }
         times: dict[tuple[Stage, str], float] = {}
         for stage, look in self.looks:
             if look.state != "skipped":
                 times[stage, look.guard] = times.get((stage, look.guard), 0.0) + look.ms
-        return [{"stage": stage, "guard": guard, "ms": round(ms, 3)} for (stage, guard), ms in times.items()]
+        return [
+            {
+                "stage": stage,
+                "guard": guard,
+                "ms": round(ms, 3),
+                **({"models": models[stage, guard]} if (stage, guard) in models else {}),
+            }
+            for (stage, guard), ms in times.items()
+        ]
 
     def culprit(self) -> str:
         """The guard that decided, for a message."""

@@ -117,12 +117,21 @@ def vllm_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def running_vllm(checkpoint: Path, arguments: tuple[str, ...] = ()) -> Iterator[VllmServer]:
-    """A vLLM on a thread of its own, since every test has its own event loop."""
+def running_vllm(
+    checkpoint: Path, arguments: tuple[str, ...] = (), *, every_route: bool = False
+) -> Iterator[VllmServer]:
+    """A vLLM on a thread of its own, since every test has its own event loop.
+
+    every_route: with those that swap adapters and weights.
+    """
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="vllm-fixture", daemon=True)
     thread.start()
-    child = ManagedVllm(VllmConfig(checkpoint, SERVED_NAME, arguments=arguments))
+    updates = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"} if every_route else {}
+    config = VllmConfig(
+        checkpoint, SERVED_NAME, arguments=arguments, reloadable=every_route, environment=updates
+    )
+    child = ManagedVllm(config)
 
     async def start() -> None:
         await child.start()
@@ -141,5 +150,5 @@ def running_vllm(checkpoint: Path, arguments: tuple[str, ...] = ()) -> Iterator[
 @pytest.fixture(scope="session")
 def vllm_server(vllm_checkpoint: Path) -> Iterator[VllmServer]:
     """One vLLM for all tests of the run."""
-    with running_vllm(vllm_checkpoint, TOOLS) as server:
+    with running_vllm(vllm_checkpoint, TOOLS, every_route=True) as server:
         yield server

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from policies.manifest import SAFE_SUFFIXES, CheckpointFile, FileRole, Gate, Kind, Manifest
 from policies.registry import Registry, ResolvedCheckpoint
-from tests.fixtures_vllm import HIDDEN, LAYERS, write_tiny_llama
+from tests.fixtures_vllm import write_tiny_llama
 
 ROLES: dict[str, FileRole] = {
     "tokenizer.json": "tokenizer",
@@ -74,16 +74,22 @@ def publish_adapter(
     rank: int = 4,
     scale: float = 0.3,
 ) -> ResolvedCheckpoint:
-    """A LoRA adapter over a tiny model's attention, in the files that PEFT writes."""
+    """A LoRA adapter of random updates over a Llama's attention, in the files that PEFT writes."""
     source = root.parent / f"source-{name}"
     source.mkdir(parents=True)
     rng = np.random.default_rng(seed)
+    about = json.loads((base.path / "config.json").read_bytes())
+    hidden, heads = about["hidden_size"], about["num_attention_heads"]
+    width = about.get("head_dim", hidden // heads)
+    query, value = width * heads, width * about["num_key_value_heads"]
     weights = {}
-    for layer in range(LAYERS):
-        for target in ("q_proj", "v_proj", "o_proj"):
+    for layer in range(about["num_hidden_layers"]):
+        for target, into, out in (
+            ("q_proj", hidden, query), ("v_proj", hidden, value), ("o_proj", query, hidden)
+        ):  # fmt: skip
             place = f"base_model.model.model.layers.{layer}.self_attn.{target}"
-            weights[f"{place}.lora_A.weight"] = rng.standard_normal((rank, HIDDEN)).astype(np.float32) * scale
-            weights[f"{place}.lora_B.weight"] = rng.standard_normal((HIDDEN, rank)).astype(np.float32) * scale
+            weights[f"{place}.lora_A.weight"] = rng.standard_normal((rank, into)).astype(np.float32) * scale
+            weights[f"{place}.lora_B.weight"] = rng.standard_normal((out, rank)).astype(np.float32) * scale
     save_file(weights, source / "adapter_model.safetensors", metadata={"format": "pt"})
     config = {
         "peft_type": "LORA",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +21,7 @@ from policies.critique import (
     read_critique,
 )
 from service.alignment.strategy import Means, parse
+from service.alignment.versions import answering
 from service.engine.engine import Engine
 from service.engine.errors import UpstreamError, UpstreamTimeout
 from service.generation import PATHS, Generation
@@ -89,27 +92,31 @@ class Judge:
 
     async def critique(self, case: Case, generation: Generation, spent: Spent) -> Critique:
         """Which principles the case's reply violates. Raises `RevisionError`."""
-        engine, model = self._where(generation)
         for attempt in range(ATTEMPTS):
-            body = self._request(case, model, again=attempt > 0, ours=engine.child is not None)
-            answer = await ask_for_text(engine, body, generation, spent)
+            async with self._where(generation) as (engine, model):
+                body = self._request(case, model, again=attempt > 0, ours=engine.child is not None)
+                answer = await ask_for_text(engine, body, generation, spent)
             try:
                 return read_critique(answer.text, self._constitution)
             except Nonsense:
                 continue
         raise RevisionError("nonsense")
 
-    def _where(self, generation: Generation) -> tuple[Engine, str]:
+    @asynccontextmanager
+    async def _where(self, generation: Generation) -> AsyncIterator[tuple[Engine, str]]:
         """The judge's engine, and what the model is called there."""
         if self._engine is not None and self._server is not None:
-            return self._engine, self._server.model
-        target = generation.served.target
-        if self._policy is not None:
+            yield self._engine, self._server.model
+        elif self._policy is not None:
             try:
                 target = self._means.served(self._policy).target
             except ModelNotFound:
                 raise RevisionError("missing") from None
-        return target.engine, target.model
+            with target.used():
+                yield target.engine, target.model
+        else:
+            async with answering(generation) as target:
+                yield target.engine, target.model
 
     def _request(self, case: Case, model: str, *, again: bool, ours: bool) -> dict[str, Any]:
         """The question. A vLLM of our own is held to an expression under which no answer can be wrong.

@@ -41,6 +41,7 @@ class Pair:
     chosen: str
     objective: str
     judge: str
+    checkpoint: str
 
     @property
     def fit(self) -> bool:
@@ -112,7 +113,7 @@ def _row(pair: Pair, texts: Sequence[str], served: Served) -> bytes:
         "objective": pair.objective,
         "rater": f"judge: {pair.judge}",
         "origin": "revision",
-        "checkpoint": served.target.checkpoint,
+        "checkpoint": pair.checkpoint,
         "policy": served.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }

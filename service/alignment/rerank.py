@@ -217,6 +217,7 @@ class Rerank:
         error = next((work.error for work in works if work.error is not None), None)
         return {
             "method": works[0].method,
+            "models": list(self.reward.models),
             "candidates": len(candidates),
             "blocked": sum(one.blocked for one in candidates),
             "rounds": max(work.rounds for work in works),

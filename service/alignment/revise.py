@@ -31,6 +31,7 @@ from service.alignment.judge import Judge, Reason, RevisionError, Spent, ask_for
 from service.alignment.pairs import Pair, PairStore
 from service.alignment.revise_report import record, summary_of
 from service.alignment.strategy import Aligned, Means, Payload, Strategy
+from service.alignment.versions import answering
 from service.engine.engine import Engine
 from service.generation import Generation
 from service.openai.errors import BadRequest
@@ -203,7 +204,8 @@ class Revise:
         body = {key: value for key, value in generation.whole_request().items() if key not in DROPPED}
         body["messages"] = revision_messages(self.constitution, critique, work.case)
         own = Spent()
-        said = await ask_for_text(generation.served.target.engine, body, generation, own)
+        async with answering(generation) as target:
+            said = await ask_for_text(target.engine, {**body, "model": target.model}, generation, own)
         spent.add(own.render())
         if not said.text.strip():
             raise RevisionError("nonsense")
@@ -260,7 +262,14 @@ class Revise:
         before, after = (
             version.choice["message"].get("content") for version in (work.versions[0], work.last)
         )
-        pair = Pair(work.conversation, before or "", after, self.constitution.name, self.judge.label)
+        pair = Pair(
+            work.conversation,
+            before or "",
+            after,
+            self.constitution.name,
+            self.judge.label,
+            generation.checkpoint,
+        )
         outcome = await pairs.store(pair, generation.served)
         self._means.metrics.revise_pairs.labels(generation.served.name, outcome).inc()
 

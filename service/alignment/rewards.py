@@ -87,13 +87,15 @@ class Reward:
         deadline: float = 5.0,
         engines: Sequence[Engine] = (),
         servables: Mapping[str, ServableSpec] | None = None,
+        models: Sequence[str] = (),
     ) -> None:
-        """`deadline` is in seconds, for one call of `score`."""
+        """`deadline` is in seconds, for one call of `score`; `models` are told beside the scores."""
         self._members = members
         self._uncertainty = uncertainty
         self._deadline = deadline
         self.engines = engines
         self.servables: Mapping[str, ServableSpec] = servables or {}
+        self.models = tuple(models)
 
     async def score(self, conversation: Conversation, replies: Sequence[str]) -> list[float]:
         """A score for each reply, higher is better; equal replies are asked about once.
@@ -139,14 +141,17 @@ def make_reward(spec: RewardModels, registry: Registry, runner: JobRunner, engin
     members: list[Member] = []
     asked: list[Engine] = []
     servables: dict[str, ServableSpec] = {}
+    models: list[str] = []
     for model in spec.models:
         if isinstance(model, str):
             checkpoint = reward_checkpoint(model, registry)
             servables[checkpoint.servable.name] = checkpoint.servable
+            models.append(checkpoint.servable.name)
             members.append(EmbeddedReward(checkpoint, spec.reward, runner))
         else:
             engine = engines.server(model.upstream)
             asked.append(engine)
+            models.append(model.upstream.model)
             members.append(RewardServerClient(model, spec.reward, engine))
     return Reward(
         members,
@@ -154,6 +159,7 @@ def make_reward(spec: RewardModels, registry: Registry, runner: JobRunner, engin
         deadline=spec.deadline_ms / 1e3,
         engines=asked,
         servables=servables,
+        models=models,
     )
 
 

@@ -16,6 +16,7 @@ import orjson
 from guardrails.guard import JobRunner
 from guardrails.servable import ServableSpec
 from policies.registry import Registry
+from service.alignment.versions import answering
 from service.engine.engine import Engine
 from service.engine.errors import ProtocolError
 from service.telemetry.metrics import Metrics
@@ -104,8 +105,9 @@ class Single:
 
 async def ask(generation: Generation, body: Payload, path: str | None = None) -> Payload:
     """One request to the policy's engine, under the caller's trace. Raises `UpstreamError`."""
-    engine = generation.served.target.engine
-    reply = await engine.complete(path or generation.path, orjson.dumps(body), generation.upstream_headers)
+    async with answering(generation) as target:
+        asked = orjson.dumps({**body, "model": target.model})
+        reply = await target.engine.complete(path or generation.path, asked, generation.upstream_headers)
     return parse(reply.body, reply.upstream)
 
 

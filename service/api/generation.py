@@ -170,6 +170,9 @@ class GenerationEndpoint:
             await (passthrough.stream if stream else passthrough.complete)(generation, send)
             return
         examined = Examined()
+        if served.spec.model.mixed == "allow":
+            generation.successor = partial(self._catalog.successor, served)
+            examined.report.answered = generation.answered
         if generation.tally is not None:
             generation.tally.report = examined.report
         if generation.assignment is not None:

@@ -17,11 +17,14 @@ import aiohttp
 import pytest
 import structlog
 
+from policies.registry import Registry
 from service.app import Gateway
 from service.serve import listen, make_server
 from service.settings import Settings
 from service.telemetry import logs
 from tests.fakes.upstream import FakeUpstream
+from tests.fakes.vllm_hotload import install
+from tests.hotload import publish_adapter, publish_tiny
 
 
 @dataclass
@@ -170,5 +173,47 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_text: io.StringIO
                 server.should_exit = True
                 await serving
                 await gateway.stop()
+
+    return running
+
+
+# Checkpoints that are swapped, in front of a stand-in for vLLM
+
+HOT_MODEL = "model: {checkpoint: chat}\n"
+CANARY = """
+prompts: ["Hello!", "And now?"]
+max_tokens: 40
+limits: {logprob_drop: 2.0}
+"""
+Hot = Callable[..., AbstractAsyncContextManager[Running]]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two models, and three adapters of the first; the alias `chat` means the first model."""
+    root = tmp_path / "checkpoints"
+    root.mkdir()
+    base = publish_tiny(root, "base", 1)
+    publish_tiny(root, "other", 2)
+    for seed, name in enumerate(("ad-one", "ad-two", "ad-three")):
+        publish_adapter(root, name, base, seed)
+    Registry(root).point("chat", "base")
+    return root
+
+
+@pytest.fixture
+def hot(serve: Serve, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hot:
+    """A gateway whose policy `hot` follows the alias `chat`; nothing is watched unless a test says so."""
+    for name, value in install(tmp_path / "fake").items():
+        monkeypatch.setenv(name, value)
+    canary = tmp_path / "canary.yaml"
+    canary.write_text(CANARY)
+
+    @contextlib.asynccontextmanager
+    async def running(policies: dict[str, str] | None = None, **settings: Any) -> AsyncIterator[Running]:
+        hotload = {"watch": False, "canary": canary, **settings.pop("hotload", {})}
+        chosen = {"checkpoints": root, "hotload": hotload, **settings}
+        async with serve(policies or {"hot": HOT_MODEL}, **chosen) as keel:
+            yield keel
 
     return running

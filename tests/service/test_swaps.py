@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,57 +14,16 @@ import pytest
 from policies.registry import Registry
 from service.hotload import memory
 from service.hotload.swaps import SwapResult, Wish
-from tests.fakes.vllm_hotload import install
-from tests.hotload import publish_adapter, publish_folder, publish_tiny, spoil_json, untie
-from tests.service.conftest import Running, Serve, events
+from tests.hotload import publish_adapter, publish_tiny, spoil_json, untie
+from tests.service.conftest import Hot, Running, events
 from tests.service.conftest import until as until_within
 
 pytestmark = pytest.mark.timeout(600)
-
-GUARD = Path(__file__).parents[2] / "checkpoints" / "keel-guard"
-MODEL = "model: {checkpoint: chat}\n"
-CANARY = """
-prompts: ["Hello!", "And now?"]
-max_tokens: 40
-limits: {logprob_drop: 2.0}
-"""
-Hot = Callable[..., AbstractAsyncContextManager[Running]]
 
 
 async def until(condition: Callable[[], Any]) -> None:
     """Wait, on a machine that may be busy: model servers are started meanwhile."""
     await until_within(condition, 240)
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """Two models, and three adapters of the first; the alias `chat` means the first model."""
-    root = tmp_path / "checkpoints"
-    root.mkdir()
-    base = publish_tiny(root, "base", 1)
-    publish_tiny(root, "other", 2)
-    for seed, name in enumerate(("ad-one", "ad-two", "ad-three")):
-        publish_adapter(root, name, base, seed)
-    Registry(root).point("chat", "base")
-    return root
-
-
-@pytest.fixture
-def hot(serve: Serve, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hot:
-    """A gateway whose policy `hot` follows the alias `chat`; nothing is watched unless a test says so."""
-    for name, value in install(tmp_path / "fake").items():
-        monkeypatch.setenv(name, value)
-    canary = tmp_path / "canary.yaml"
-    canary.write_text(CANARY)
-
-    @asynccontextmanager
-    async def running(policies: dict[str, str] | None = None, **settings: Any) -> AsyncIterator[Running]:
-        hotload = {"watch": False, "canary": canary, **settings.pop("hotload", {})}
-        chosen = {"checkpoints": root, "hotload": hotload, **settings}
-        async with serve(policies or {"hot": MODEL}, **chosen) as keel:
-            yield keel
-
-    return running
 
 
 async def asked(keel: Running, model: str = "hot") -> str:
@@ -390,22 +349,3 @@ async def test_what_can_not_be_read_in_place_is_loaded_beside(hot: Hot, untied: 
         (why,) = (seen for step, seen in result.steps if step == "beside")
         assert "a packed copy of tied embeddings" in why
         assert await asked(keel) == "other"
-
-
-# ---- classifiers -------------------------------------------------------------------------------------------
-
-
-async def test_a_guards_classifier_is_swapped_as_a_model_is(hot: Hot, root: Path) -> None:
-    first, second = (publish_folder(root, GUARD, name, "classifier") for name in ("guard-one", "guard-two"))
-    Registry(root).point("guard", first.ref)
-    watched = MODEL + "output:\n  - {guard: toxicity, model: guard, threshold: 0.9, action: block}\n"
-    async with hot({"hot": watched}) as keel:
-        async with load(keel, callers=2) as seen:
-            result = await keel.gateway.swaps.swap(Wish("guard", "guard-two"))
-            before = len(seen)
-            await until(lambda: len(seen) > before + 2)
-        assert (result.outcome, result.reason) == ("promoted", "")
-        (servable,) = keel.gateway.catalog.get("hot").guards.servables
-        assert servable == f"guard-two@{second.digest[:16]}"
-        assert all(texts == {"base"} for _, texts in seen)
-        assert await asked(keel) == "base"

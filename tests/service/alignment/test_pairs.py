@@ -90,13 +90,13 @@ async def test_a_pair_that_cannot_be_written_costs_no_reply(serve: Serve, tmp_pa
 )
 def test_conversations_that_training_cannot_use_are_unfit(turns: list[tuple[str, str]]) -> None:
     conversation = [{"role": role, "content": content} for role, content in turns]
-    assert not Pair(conversation, "before", "after", "harmless", "self").fit
+    assert not Pair(conversation, "before", "after", "harmless", "self", "chat@0").fit
 
 
 def test_replies_that_do_not_differ_are_no_pair() -> None:
     said = [{"role": "user", "content": "Hi"}]
-    assert Pair(said, "before", "after", "harmless", "self").fit
-    assert not Pair(said, "same", " same", "harmless", "self").fit
-    assert not Pair(said, "", "after", "harmless", "self").fit
+    assert Pair(said, "before", "after", "harmless", "self", "chat@0").fit
+    assert not Pair(said, "same", " same", "harmless", "self", "chat@0").fit
+    assert not Pair(said, "", "after", "harmless", "self", "chat@0").fit
     called = [{"role": "user", "content": "Hi", "tool_calls": [{}]}]
-    assert not Pair(called, "before", "after", "harmless", "self").fit
+    assert not Pair(called, "before", "after", "harmless", "self", "chat@0").fit

@@ -78,6 +78,7 @@ async def test_the_best_of_n_is_the_reply_and_its_cost_is_told(reranking: Callab
         assert told.pop("ms").keys() == {"generate", "score"}
         assert told == {
             "method": "best_of_n",
+            "models": ["judge"],
             "candidates": 3,
             "blocked": 0,
             "rounds": 1,
