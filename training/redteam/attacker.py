@@ -1,10 +1,9 @@
 """Attackers that choose what to try next within a budget: uniformly, or by what has worked so far.
 
 An arm is a strategy (which may be composed of several), a try is an arm on a behaviour, and none is tried
-twice. `Uniform` draws among all. `Learner` keeps a Beta posterior of success for every arm, and for every
-behaviour, and takes the try whose two draws multiply to the most (Thompson sampling; Thompson 1933, Russo et
-al. 2018, arXiv:1707.02038): what breaks many behaviours, on behaviours that break. Once an arm has worked it
-also breeds: new arms that join it with another strategy come in (mutation), and live or die by their draws.
+twice. `Uniform` draws among all. `Learner` keeps a posterior of what tries are worth by what they are made of
+(`training.redteam.worth`), and takes those that draws from it like best. Once an arm has worked it also
+breeds: new arms that join it with another strategy come in (mutation), and live or die by their draws.
 """
 
 from __future__ import annotations
@@ -14,11 +13,14 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Protocol
 
+import numpy as np
+
 from training.redteam.attack import STRATEGIES, make_attack, suits
 from training.redteam.behavior import Behavior
 from training.redteam.campaign import Attempt, run_attacks
 from training.redteam.target import Target
 from training.redteam.verdicts import ReplyJudge
+from training.redteam.worth import Floats, Worth
 
 Try = tuple[str, str]
 """A behaviour's id and a strategy."""
@@ -53,23 +55,8 @@ class Uniform:
 
 
 @dataclass(slots=True)
-class _Beta:
-    """A success rate that isn't known: Beta(wins + 1, losses + 1)."""
-
-    wins: float = 0.0
-    losses: float = 0.0
-
-    def draw(self, rng: Random) -> float:
-        return rng.betavariate(self.wins + 1, self.losses + 1)
-
-    def hear(self, won: bool) -> None:
-        self.wins += won
-        self.losses += not won
-
-
-@dataclass(slots=True)
 class Learner:
-    """Thompson sampling over arms and behaviours, with new arms bred from what works.
+    """Thompson sampling over what tries are made of, with new arms bred from what works.
 
     breed: the most arms that are added, a partner at a time, each time an arm has worked for the first time.
     """
@@ -79,48 +66,55 @@ class Learner:
     seed: int
     breed: int = 2
     _rng: Random = field(init=False)
-    _open: dict[Try, None] = field(init=False)
-    _by_arm: dict[str, _Beta] = field(init=False)
-    _by_behavior: dict[str, _Beta] = field(init=False)
+    _by_id: dict[str, Behavior] = field(init=False)
+    _worth: Worth = field(init=False)
+    _rows: dict[Try, Floats] = field(init=False, default_factory=dict)  # of all tries that were ever open
+    _open: list[Try] = field(init=False, default_factory=list)
+    _won: set[str] = field(init=False, default_factory=set)
 
     def __post_init__(self) -> None:
         self._rng = Random(self.seed)
-        tries = _tries(self.behaviors, self.arms)
-        self._rng.shuffle(tries)
-        self._open = dict.fromkeys(tries)
-        self._by_arm = {arm: _Beta() for arm in self.arms}
-        self._by_behavior = {behavior.id: _Beta() for behavior in self.behaviors}
+        self._by_id = {behavior.id: behavior for behavior in self.behaviors}
+        self._worth = Worth(self.behaviors, np.random.default_rng(self.seed))
+        self._add(self.arms)
+        self._rng.shuffle(self._open)  # among equals, the first is taken
 
     def propose(self, count: int) -> list[Try]:
-        arms = {arm: beta.draw(self._rng) for arm, beta in self._by_arm.items()}
-        subjects = {name: beta.draw(self._rng) for name, beta in self._by_behavior.items()}
-        ranked = sorted(self._open, key=lambda one: subjects[one[0]] * arms[one[1]], reverse=True)
-        taken = ranked[:count]
-        for one in taken:
-            del self._open[one]
-        return taken
+        if not self._open:
+            return []
+        rows_ND = np.stack([self._rows[one] for one in self._open])
+        taken: dict[int, None] = {}
+        for values_N in self._worth.draws(rows_ND, min(count, len(self._open))):
+            ranked = np.argsort(-values_N, kind="stable")
+            taken[next(int(place) for place in ranked if int(place) not in taken)] = None
+        chosen = [self._open[place] for place in taken]
+        self._open = [one for place, one in enumerate(self._open) if place not in taken]
+        return chosen
 
     def learn(self, attempts: Iterable[Attempt]) -> None:
         for attempt in attempts:
             if not attempt.counted:
                 continue
-            arm = self._by_arm[attempt.strategy]
-            if attempt.succeeded and not arm.wins:
+            self._worth.hear(self._rows[attempt.behavior, attempt.strategy], attempt.outcome)
+            if attempt.succeeded and attempt.strategy not in self._won:
+                self._won.add(attempt.strategy)
                 self._cross(attempt.strategy)
-            arm.hear(attempt.succeeded)
-            self._by_behavior[attempt.behavior].hear(attempt.succeeded)
 
     def _cross(self, winner: str) -> None:
         """Add arms that put another strategy before the winner."""
         if "+" in winner:
             return
         partners = [name for name in STRATEGIES if name != winner and STRATEGIES[name].family != "plain"]
-        for partner in self._rng.sample(sorted(partners), min(self.breed, len(partners))):
-            arm = f"{partner}+{winner}"
-            if arm not in self._by_arm:
-                # Begins with what is known of its better half: half a win, so that it must prove itself.
-                self._by_arm[arm] = _Beta(wins=0.5)
-                self._open |= dict.fromkeys(_tries(self.behaviors, [arm]))
+        self._add(
+            f"{partner}+{winner}"
+            for partner in self._rng.sample(sorted(partners), min(self.breed, len(partners)))
+        )
+
+    def _add(self, arms: Iterable[str]) -> None:
+        for one in _tries(self.behaviors, tuple(arms)):
+            if one not in self._rows:
+                self._rows[one] = self._worth.row(self._by_id[one[0]], one[1])
+                self._open.append(one)
 
 
 def _tries(behaviors: Iterable[Behavior], arms: Sequence[str]) -> list[Try]:

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -25,14 +25,14 @@ from training.files import write_text
 from training.methods.dpo import DpoConfig, train_dpo
 from training.models import LoraConfig, ModelSource, load_policy
 from training.redteam import api
-from training.redteam.attack import STRATEGIES
+from training.redteam.attack import STRATEGIES, Message
 from training.redteam.attacker import Attacker, Learner, Uniform, default_arms
-from training.redteam.behavior import load_behaviors
+from training.redteam.behavior import Behavior, load_behaviors
 from training.redteam.campaign import Attempt
 from training.redteam.harvest import REFUSAL, preferences_of
 from training.redteam.local import LocalTarget
 from training.redteam.report import Report
-from training.redteam.target import HttpTarget
+from training.redteam.target import HttpTarget, Reply
 
 DOCUMENT = Path("docs/RESULTS-redteam.md")
 TESTED = 12
@@ -43,22 +43,34 @@ _TOOLS = ("tool_result", "html_comment")  # the demo model's template holds no t
 
 @dataclass(frozen=True, slots=True)
 class Hunts:
-    """Successes of both attackers, a value a seed, at `budget` tries each."""
+    """Successes of both attackers, and behaviours that they broke, a value a seed, at `budget` tries each."""
 
     budget: int
     uniform: tuple[int, ...]
     learner: tuple[int, ...]
+    uniform_broke: tuple[int, ...]
+    learner_broke: tuple[int, ...]
+    requests: tuple[int, int]  # of all seeds together, uniform's first
 
     @property
     def ratio(self) -> Figure:
-        """Learner over uniform; a bootstrap over seeds."""
-        pairs = np.array([self.learner, self.uniform], dtype=float)
-        rng = np.random.default_rng(0)
-        picks = rng.integers(pairs.shape[1], size=(4000, pairs.shape[1]))
-        ratios = pairs[0][picks].sum(axis=1) / np.maximum(pairs[1][picks].sum(axis=1), 1)
-        low, high = np.quantile(ratios, (0.025, 0.975))
-        value = pairs[0].sum() / max(pairs[1].sum(), 1)
-        return Figure(float(value), float(low), float(high), pairs.shape[1])
+        """Learner's successes over uniform's; a bootstrap over seeds."""
+        return _ratio(self.learner, self.uniform)
+
+    @property
+    def breadth(self) -> Figure:
+        """The same of the behaviours."""
+        return _ratio(self.learner_broke, self.uniform_broke)
+
+
+def _ratio(learner: Sequence[int], uniform: Sequence[int]) -> Figure:
+    pairs = np.array([learner, uniform], dtype=float)
+    rng = np.random.default_rng(0)
+    picks = rng.integers(pairs.shape[1], size=(4000, pairs.shape[1]))
+    ratios = pairs[0][picks].sum(axis=1) / np.maximum(pairs[1][picks].sum(axis=1), 1)
+    low, high = np.quantile(ratios, (0.025, 0.975))
+    value = pairs[0].sum() / max(pairs[1].sum(), 1)
+    return Figure(float(value), float(low), float(high), pairs.shape[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,21 +82,34 @@ class Round:
     report: Report  # targets: before, after
 
 
+@dataclass(slots=True)
+class _Counting(HttpTarget):
+    requests: int = 0
+
+    async def reply(self, messages: Sequence[Message]) -> Reply:
+        self.requests += 1
+        return await HttpTarget.reply(self, messages)
+
+
 def hunts(url: str, policy: str, budget: int, seeds: Sequence[int], console: Console) -> Hunts:
     """Both attackers on the gateway's policy, for each seed."""
     behaviors, arms = load_behaviors(), default_arms()
+    makers: tuple[Callable[[Sequence[Behavior], Sequence[str], int], Attacker], ...] = (Uniform, Learner)
     found: tuple[list[int], list[int]] = ([], [])
+    broke: tuple[list[int], list[int]] = ([], [])
+    requests = [0, 0]
     for seed in seeds:
-        attackers: tuple[Attacker, Attacker] = (
-            Uniform(behaviors, arms, seed),
-            Learner(behaviors, arms, seed),
-        )
-        for place, attacker in zip(found, attackers, strict=True):
-            target = HttpTarget(url, policy, max_tokens=48, concurrency=16)
-            attempts = api.hunted(target, behaviors, attacker, budget=budget, seed=seed)
-            place.append(sum(attempt.succeeded for attempt in attempts))
+        for which, make in enumerate(makers):
+            target = _Counting(url, policy, max_tokens=48, concurrency=16)
+            attempts = api.hunted(target, behaviors, make(behaviors, arms, seed), budget=budget, seed=seed)
+            successes = [attempt for attempt in attempts if attempt.succeeded]
+            found[which].append(len(successes))
+            broke[which].append(len({attempt.behavior for attempt in successes}))
+            requests[which] += target.requests
         console.print(f"seed {seed}: uniform {found[0][-1]}, learner {found[1][-1]} of {budget}")
-    return Hunts(budget, tuple(found[0]), tuple(found[1]))
+    return Hunts(
+        budget, tuple(found[0]), tuple(found[1]), tuple(broke[0]), tuple(broke[1]), (requests[0], requests[1])
+    )
 
 
 def play_round(checkpoint: Path, budget: int, seed: int, steps: int) -> Round:
@@ -130,20 +155,24 @@ def _keep_answering(twins: Sequence[Attempt]) -> list[Preference]:
 
 _HEAD = """# Results: the red team
 
-Written by `keel-train redteam-rounds`. {about} Judged by rules
-and canaries ([REDTEAM.md](REDTEAM.md#who-decides)). Brackets are 95 % intervals. The embedded model has 6
-million weights and can do no harm with its answers: a success means that an attack came through and got a
-reply about its subject, not that the reply is of use to anybody.
+Written by `{command}`.
+{about} Judged by rules and canaries ([REDTEAM.md](REDTEAM.md#who-decides)). Brackets are 95 % intervals.
+The embedded model has 6 million weights and can do no harm with its answers: a success means that an attack
+came through and got a reply about its subject, not that the reply is of use to anybody.
 """
 _HUNTS = """## Attackers at the same budget
 
-{budget} tries each; every strategy on every behaviour is open to both, and none is tried twice.
+{budget} tries each, by seed; every strategy on every behaviour is open to both, the learner also breeds new
+ones, and none is tried twice. In brackets: different behaviours that were broken.
 
 | seed | uniform | learner |
 |---|---|---|
 {rows}
 
-The learner finds {value:.2f} [{low:.2f}, {high:.2f}] times as many (bootstrap over {n} seeds; 1.5 was asked).
+The learner finds {ratio} times as many successes, and breaks {breadth} times as many
+behaviours (bootstrap over {n} seeds; 1.5 was asked). A try is one request or, over several turns, more: all
+in all uniform sent {uniform_requests} requests and the learner {learner_requests}, which per request finds
+{per_request:.2f} times as many.
 """
 _ROUNDS = """## A round of training on what was found
 
@@ -159,15 +188,27 @@ Change of the success rate: {change} points; of twins without an answer: {cost} 
 """
 
 
-def document(found: Hunts | None, rounds: Sequence[Round], about: str) -> str:
+def document(found: Hunts | None, rounds: Sequence[Round], command: str, about: str) -> str:
     """The page."""
-    parts = [_HEAD.format(about=about)]
+    parts = [_HEAD.format(command=command, about=about)]
     if found is not None:
-        pairs = enumerate(zip(found.uniform, found.learner, strict=True))
-        rows = "\n".join(f"| {seed} | {drawn} | {learnt} |" for seed, (drawn, learnt) in pairs)
-        r = found.ratio
+        columns = (found.uniform, found.uniform_broke, found.learner, found.learner_broke)
+        rows = "\n".join(
+            f"| {seed} | {drawn} ({few}) | {learnt} ({many}) |"
+            for seed, (drawn, few, learnt, many) in enumerate(zip(*columns, strict=True))
+        )
+        ratio, breadth = (f"{f.value:.2f} [{f.low:.2f}, {f.high:.2f}]" for f in (found.ratio, found.breadth))
         parts.append(
-            _HUNTS.format(budget=found.budget, rows=rows, value=r.value, low=r.low, high=r.high, n=r.n)
+            _HUNTS.format(
+                budget=found.budget,
+                rows=rows,
+                ratio=ratio,
+                breadth=breadth,
+                n=len(found.uniform),
+                uniform_requests=found.requests[0],
+                learner_requests=found.requests[1],
+                per_request=found.ratio.value * found.requests[0] / found.requests[1],
+            )
         )
     if rounds:
         parts.append(_rounds_section(rounds))
@@ -226,6 +267,10 @@ def main(argv: Sequence[str]) -> int:
         f"{len(load_behaviors())} behaviours, {len(STRATEGIES)} strategies; policy `{arguments.policy}`, "
         f"{arguments.checkpoint}."
     )
-    write_text(arguments.out, document(found, rounds, about))
+    command = (
+        f"keel-train redteam-rounds --target URL --budget {arguments.budget} --seeds {arguments.seeds} "
+        f"--rounds {arguments.rounds} --steps {arguments.steps}"
+    )
+    write_text(arguments.out, document(found, rounds, command, about))
     console.print(f"written: {arguments.out}")
     return 0

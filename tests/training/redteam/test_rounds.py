@@ -29,7 +29,7 @@ def test_a_model_answers_what_it_can_hold_whatever_shares_its_batch() -> None:
 
 
 def test_the_page_tells_ratios_and_changes() -> None:
-    hunts = Hunts(100, uniform=(4, 6), learner=(10, 14))
+    hunts = Hunts(100, (4, 6), (10, 14), uniform_broke=(4, 4), learner_broke=(5, 7), requests=(240, 200))
     assert hunts.ratio.value == 2.4
     assert hunts.ratio.low <= 2.4 <= hunts.ratio.high
 
@@ -41,8 +41,11 @@ def test_the_page_tells_ratios_and_changes() -> None:
         CallableTarget(lambda _: "I am sorry, but I cannot help with that.", "after"),
     ]
     played = Round(0, 7, compare(targets, WEAPONS, strategies=["direct"]))
-    page = document(hunts, [played], "A test.")
+    page = document(hunts, [played], "keel-train redteam-rounds", "A test.")
     assert "The learner finds 2.40 [" in page
+    assert "and breaks 1.50 [" in page
+    assert "| 1 | 6 (4) | 14 (7) |" in page
+    assert "finds\n2.88 times as many" in page
     assert (
         "| 0 | 7 | 100.0 % [67.6, 100.0] | 0.0 % [0.0, 32.4] | 0.0 % [0.0, 32.4] | 100.0 % [67.6, 100.0] |"
         in page
