@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from typing import Protocol, runtime_checkable
 
 from guardrails.guard import Answer, Examination, Job, Step
 from guardrails.verdict import Finding
+
+
+@runtime_checkable
+class Counts(Protocol):
+    """An examination that counts over the pieces of a text, and must know which ones are left out."""
+
+    def begin(self, floor: int) -> None:
+        """Pieces that end before `floor` are not answered for."""
+        ...
 
 
 class Beyond:
@@ -19,6 +29,8 @@ class Beyond:
 
     def __init__(self, inner: Examination, floor: int) -> None:
         self._inner, self._floor = inner, floor
+        if isinstance(inner, Counts):
+            inner.begin(floor)
 
     def advance(self, text: str, final: bool) -> Step:
         """See `guardrails.guard.Examination`; `text` is all of it."""

@@ -3,7 +3,8 @@
 Every check lives in `guardrails.checks.<name>`, where the name is the one that policies use, and offers
 
 * `build(spec, env) -> Guard`, and, where it can tell more about a setting than its type does,
-* `problems(spec, env) -> Iterable[Problem]`: what is wrong with it, found without loading any model.
+* `problems(spec, env) -> Iterable[Problem]`: what is wrong with it, found without loading any model;
+* `asks(spec, env) -> Asked`, for guards on a model that may have a cheap first stage (`guardrails.cascade`).
 
 A guard that needs a worker also names, in `servable_specs`, what must run there.
 """
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
     from policies.registry import Registry
 
 
+Asked = Mapping[str, frozenset[str]]
+"""By servable, the heads that guards ask of its first stage; none where they need the whole model."""
+
+
 def _nothing_described(servable: str) -> Any:
     raise LookupError(f"servable {servable!r} is not running")
 
@@ -40,17 +45,24 @@ class GuardEnvironment:
 
     `hash_key` keys the digests that the action `hash` writes; `default_on_error` follows a failure where
     a guard says nothing of its own; `describe` is what a running servable says about itself (its labels,
-    its longest input).
+    its longest input); `shared`: what the guards of one stage together ask of each servable's first stage.
     """
 
     registry: Registry
     hash_key: bytes
     default_on_error: Action = Action.BLOCK
     describe: Callable[[str], Any] = _nothing_described
+    shared: Asked = field(default_factory=dict)
 
     def on_error(self, spec: GuardBase) -> Action:
         """What follows when the guard of `spec` can't answer."""
         return Action[spec.on_error.upper()] if spec.on_error else self.default_on_error
+
+    def heads(self, servable: str, own: frozenset[str]) -> tuple[str, ...]:
+        """What a guard asks of a first stage, so that it shares its pass with the others of its stage: none
+        where it, or one of them, needs the whole model."""
+        shared = self.shared.get(servable, own)
+        return tuple(sorted(own | shared)) if own and shared else ()
 
 
 @runtime_checkable
@@ -105,7 +117,10 @@ def build_guards(policy: PolicySpec, env: GuardEnvironment) -> GuardSet:
     """The guards of `policy`. Loads no model; raises what `problems` would have told, and `ValueError`
     where two guards want different things under one servable's name."""
     env = replace(env, default_on_error=Action[policy.on_error.upper()])
-    stages = {stage: tuple(build_guard(spec, env) for spec in specs) for stage, specs in _stages(policy)}
+    stages = {
+        stage: tuple(build_guard(spec, replace(env, shared=asked(specs, env))) for spec in specs)
+        for stage, specs in _stages(policy)
+    }
     return GuardSet(
         input=stages["input"],
         output=stages["output"],
@@ -123,6 +138,19 @@ def build_guard(spec: GuardBase, env: GuardEnvironment) -> Guard:
     """One guard, by the check that its spec names."""
     guard: Guard = _check(spec).build(spec, env)
     return guard
+
+
+def asked(specs: Iterable[GuardBase], env: GuardEnvironment) -> dict[str, frozenset[str]]:
+    """What guards that are used together ask of the first stages before their models. Nothing where one of
+    them needs the whole model: it runs anyway then."""
+    together: dict[str, frozenset[str]] = {}
+    for spec in specs:
+        ask: Callable[[GuardBase, GuardEnvironment], Asked] | None
+        ask = getattr(_check(spec), "asks", None)
+        for servable, heads in (ask(spec, env) if ask else {}).items():
+            others = together.get(servable, heads)
+            together[servable] = heads | others if heads and others else frozenset()
+    return together
 
 
 def collect_servables(guards: Iterable[Guard]) -> dict[str, ServableSpec]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import Any, Literal, Protocol, TypedDict
 
 Scores = Mapping[str, float]
 
@@ -30,10 +30,14 @@ class Entity:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """All that one pass over a text told: a probability for each label, and the entities in order."""
+    """All that one pass over a text told: a probability for each label, and the entities in order.
+
+    `stage` says which part of a cascade it was that answered; empty where there is none.
+    """
 
     scores: Scores = field(default_factory=dict)
     entities: tuple[Entity, ...] = ()
+    stage: Literal["", "first", "encoder"] = ""
 
 
 class Description(TypedDict):

@@ -25,10 +25,15 @@ PRESENT = 0.5
 
 
 class Excerpt(NamedTuple):
-    """A text whose first `context` characters are what came before the piece that is scored."""
+    """A text whose first `context` characters are what came before the piece that is scored.
+
+    `heads`, sorted: the labels and entity types that are of interest, where a cheap first answer about them
+    will do (`guardrails.cascade`); none where all that the model says is asked for.
+    """
 
     text: str
     context: int = 0
+    heads: tuple[str, ...] = ()
 
 
 class Describing(Servable, Protocol):
@@ -51,7 +56,7 @@ class InContext:
         return self._classifier.describe()
 
     def _own(self, excerpt: Excerpt, together: Output) -> Output:
-        text, context = excerpt
+        text, context, _ = excerpt
         if not context or max(together.scores.values(), default=0.0) < SUSPICIOUS:
             return together
         before, alone = self._classifier.predict([text[:context], text[context:]])

@@ -6,9 +6,10 @@ One checkpoint has one servable, named by its digest, whichever guards use it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from guardrails import cascade
 from guardrails import classifier as backends
 from guardrails.build import GuardEnvironment
 from guardrails.in_context import InContext
@@ -84,12 +85,41 @@ def labels(model: str | DetoxifyRef, env: GuardEnvironment) -> frozenset[str]:
         return frozenset()
 
 
-def serve_checkpoint(root: str, ref: str) -> InContext:
-    """The factory for a checkpoint of the registry in folder `root`: every byte is verified, then loaded."""
+def heads(servable: ServableSpec, limits: Mapping[str, float]) -> frozenset[str]:
+    """What a guard that flags from these scores on, by label or entity type, may ask of the servable's first
+    stage; none where there is no first stage, or it wasn't made for scores that low."""
+    about = _first_stage(servable)
+    if about is None or not all(limits[head] >= about.floors.get(head, 2.0) for head in limits):
+        return frozenset()
+    return frozenset(limits)
+
+
+def _first_stage(servable: ServableSpec) -> cascade.About | None:
+    if "first" not in servable.config:
+        return None
+    folder = Registry(servable.config["root"]).resolve(servable.config["first"]).path
+    try:
+        return cascade.read_about(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder / cascade.ABOUT_NAME}: not a first stage's description ({error!r}); publish it again"
+        ) from error
+
+
+def serve_checkpoint(root: str, ref: str, first: str | None = None) -> InContext | cascade.Cascade:
+    """The factory for a checkpoint of the registry in folder `root`, with its `first` stage where it has
+    one: every byte is verified, then loaded."""
     registry = Registry(root)
     checkpoint = registry.resolve(ref)
     registry.verify(checkpoint)
-    return InContext(backends.serve_onnx(str(checkpoint.path)))
+    encoder = InContext(backends.serve_onnx(str(checkpoint.path)))
+    if first is None:
+        return encoder
+    from guardrails.first_stage import load
+
+    stage = registry.resolve(first)
+    registry.verify(stage)
+    return cascade.Cascade(load(stage.path, checkpoint.path), encoder)
 
 
 def serve_transformers(folder: str) -> InContext:
@@ -104,9 +134,11 @@ def serve_detoxify(**reference: str) -> InContext:
 
 def _checkpoint(name: str, env: GuardEnvironment) -> ServableSpec:
     checkpoint = env.registry.resolve(name)
-    return ServableSpec(
-        f"{checkpoint.name}@{checkpoint.digest[:16]}",
-        "guardrails.models:serve_checkpoint",
-        {"root": str(env.registry.root), "ref": checkpoint.ref},
-        cache=True,
-    )
+    title = f"{checkpoint.name}@{checkpoint.digest[:16]}"
+    config = {"root": str(env.registry.root), "ref": checkpoint.ref}
+    if checkpoint.name + cascade.SUFFIX in env.registry.names():
+        first = env.registry.resolve(checkpoint.name + cascade.SUFFIX)
+        if first.manifest.parent == checkpoint.ref:
+            title += f"+{first.digest[:8]}"
+            config["first"] = first.ref
+    return ServableSpec(title, "guardrails.models:serve_checkpoint", config, cache=True)

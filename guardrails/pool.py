@@ -32,6 +32,9 @@ class Observer:
     def on_batch(self, servable: str, size: int, seconds: float) -> None:
         """A batch of `size` distinct payloads came back after `seconds`."""
 
+    def on_answer(self, servable: str, result: Any) -> None:
+        """One of its payloads was answered, for all who asked; `result` is the servable's, and not kept."""
+
     def on_job(self, servable: str, outcome: str, seconds: float) -> None:
         """One caller's job ended: "ok", "cached", "cancelled" or a `JobError` reason, after `seconds`."""
 
@@ -286,6 +289,7 @@ class Worker:
             self._observer.on_batch(self._servable, len(batch), took)
             for job, (ok, value) in zip(batch, arguments[0], strict=True):
                 if ok:
+                    self._observer.on_answer(self._servable, value)
                     job.succeed(value)
                 else:
                     job.fail("failed", value)

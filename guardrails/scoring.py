@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 from guardrails import models
 from guardrails.build import GuardEnvironment
 from guardrails.classifier import Output
+from guardrails.evidence import Evidence, Piece
 from guardrails.guard import Answer, Context, Job, Scope, Step
 from guardrails.in_context import Excerpt
 from guardrails.normalize import charwise
 from guardrails.remedy import Remedy
 from guardrails.servable import ServableSpec
 from guardrails.verdict import Action, Finding
-from guardrails.views import views
-from guardrails.windows import Window, Windows
+from guardrails.windows import Window, Windows, disguises, odd
 from policies.guards import ScoredBase
 from policies.severity import Levels
-from policies.spec import ClassifierBase
+from policies.spec import ClassifierBase, EvidenceSpec
 
 MAX_VIEWS = 4
 """Readings of one window that are scored: as it stands, unspaced, decoded …; the highest score counts."""
@@ -33,10 +32,12 @@ BENIGN = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """Which of a classifier's scores concern a guard, and which of those are findings, by entity type."""
+    """Which of a classifier's scores concern a guard; by entity type, which of those are findings, and which
+    may be: the scores of every label that has a threshold."""
 
     scores: Mapping[str, float]
     flagged: Mapping[str, float]
+    open: Mapping[str, float]
 
 
 Judge = Callable[[Mapping[str, float]], Judgement]
@@ -82,7 +83,10 @@ def _steps(levels: Levels, hash_key: bytes) -> tuple[tuple[float, Remedy], ...]:
 
 @dataclass(frozen=True, slots=True)
 class ScoreGuard:
-    """Scores every piece of a text; a piece that is flagged is a finding over the whole of it."""
+    """Scores every piece of a text; a piece that is flagged is a finding over the whole of it.
+
+    `heads`: what the first stage of a cascade is asked; none where the encoder is to answer.
+    """
 
     name: str
     scope: Scope
@@ -91,6 +95,8 @@ class ScoreGuard:
     steps: Steps
     servable: ServableSpec
     judge: Judge
+    heads: tuple[str, ...] = ()
+    evidence: EvidenceSpec | None = None
 
     @property
     def action(self) -> Action:
@@ -115,12 +121,20 @@ class ScoreGuard:
 class ScoreExamination:
     """One text under examination by a `ScoreGuard`; `lead` is put before each piece that is scored."""
 
-    __slots__ = ("_guard", "_lead", "_windows")
+    __slots__ = ("_evidence", "_guard", "_heads", "_lead", "_windows")
 
     def __init__(self, guard: ScoreGuard, context: Context, lead: str = "") -> None:
         self._guard = guard
         self._lead = charwise(lead).text
+        self._heads = () if odd(lead) or (guard.heads and disguises(lead)) else guard.heads
         self._windows = Windows(context, whole=guard.scope == "document")
+        rule = guard.evidence
+        self._evidence = Evidence(rule.above, rule.limit) if rule is not None else None
+
+    def begin(self, floor: int) -> None:
+        """Pieces that end before `floor` are not answered for (`guardrails.beyond`)."""
+        if self._evidence is not None:
+            self._evidence.begin(floor)
 
     def advance(self, text: str, final: bool) -> Step:
         windows, settled = self._windows.advance(text, final)
@@ -130,14 +144,27 @@ class ScoreExamination:
     def _jobs(self, text: str, window: Window) -> Iterator[Job]:
         guard = self._guard
         start, end = (0, len(text)) if guard.scope == "document" else (window.start, window.end)
+        excerpts = readings(window, self._heads)
+        evidence = self._evidence
+        piece = evidence.expect(start, end, len(excerpts)) if evidence is not None else None
 
         def read(output: Output) -> Answer:
             judgement = guard.judge(output.scores)
-            return Answer(list(self._findings(judgement.flagged, start, end, text)), judgement.scores)
+            findings = list(self._findings(judgement.flagged, start, end, text))
+            if evidence is not None and piece is not None:
+                findings += self._gathered(evidence.add(piece, judgement.open), text)
+            return Answer(findings, judgement.scores)
 
-        for excerpt in readings(window):
-            led = Excerpt(self._lead + excerpt.text) if self._lead else excerpt
+        for excerpt in excerpts:
+            led = Excerpt(self._lead + excerpt.text, 0, excerpt.heads) if self._lead else excerpt
             yield Job(start, end, guard.servable.name, led, read)
+
+    def _gathered(self, reached: Iterable[tuple[Piece, str]], text: str) -> Iterator[Finding]:
+        """Where evidence has reached its limit: as if the label had just reached its first step there."""
+        for piece, entity_type in reached:
+            at = self._guard.steps.first(entity_type)
+            if piece.scores[entity_type] < at:
+                yield from self._findings({entity_type: at}, piece.start, piece.end, text)
 
     def _findings(self, flagged: Mapping[str, float], start: int, end: int, text: str) -> Iterable[Finding]:
         for entity_type, score in flagged.items():
@@ -145,26 +172,25 @@ class ScoreExamination:
             yield remedy.finding(self._guard.name, entity_type, start, end, score, text)
 
 
-def readings(window: Window) -> list[Excerpt]:
-    """The different ways to read a window: as it stands, then what disguises hide in it."""
-    scored = window.text[window.start - window.left :] if window.context else window.text
-    return [window.excerpt, *map(Excerpt, _disguised(scored))]
+def readings(window: Window, heads: tuple[str, ...] = ()) -> list[Excerpt]:
+    """The different ways to read a window: as it stands, then what disguises hide in it. The `heads` are
+    asked of a text that isn't disguised."""
+    return [window.asked(heads), *map(Excerpt, disguises(window.scored)[: MAX_VIEWS - 1])]
 
 
-@lru_cache(maxsize=16)
-def _disguised(text: str) -> tuple[str, ...]:
-    """What disguises hide in `text`. Remembered for as long as the guards of one text take to ask."""
-    return tuple(view.text for view in views(text)[1:MAX_VIEWS])
-
-
-def score_guard(spec: ClassifierBase, env: GuardEnvironment, judge: Judge) -> ScoreGuard:
-    """The guard of `spec`, judging by `judge`."""
+def score_guard(
+    spec: ClassifierBase, env: GuardEnvironment, judge: Judge, heads: frozenset[str] = frozenset()
+) -> ScoreGuard:
+    """The guard of `spec`, judging by `judge`, which needs to know of `heads` (`models.heads`)."""
+    servable = models.classifier(spec.model, env)
     return ScoreGuard(
         name=spec.title,
         scope=spec.scope,
         on_error=env.on_error(spec),
         deadline=spec.deadline_ms / 1000,
         steps=Steps.of(spec, env.hash_key),
-        servable=models.classifier(spec.model, env),
+        servable=servable,
         judge=judge,
+        heads=env.heads(servable.name, heads),
+        evidence=spec.evidence,
     )

@@ -11,12 +11,15 @@ that spans two pieces isn't cut in two.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from guardrails.guard import Context
 from guardrails.in_context import Excerpt
 from guardrails.normalize import charwise
 from guardrails.segments import Segmenter
+from guardrails.views import views
 
 # In characters. Short sentences are joined, and ten words before them are shown: half a classifier's time
 # would go into re-reading otherwise. Of what is complete, 200 words at a time.
@@ -44,6 +47,32 @@ class Window:
         """What a classifier is asked: the window in its normal form."""
         before = len(charwise(self.text[: self.start - self.left]).text) if self.context else 0
         return Excerpt(charwise(self.text).text, before)
+
+    @property
+    def scored(self) -> str:
+        """The part of it that is scored."""
+        return self.text[self.start - self.left :] if self.context else self.text
+
+    def asked(self, heads: tuple[str, ...]) -> Excerpt:
+        """The same, with the `heads` that are of interest where the text is what it seems: a first stage is
+        shown no odd characters, and nothing that can be read in a second way."""
+        hidden = not heads or odd(self.text) or disguises(self.scored)
+        return self.excerpt if hidden else self.excerpt._replace(heads=heads)
+
+
+_ODD = re.compile("[^\x00-\x7f\u2018\u2019\u201c\u201d\u2013\u2014\u2026\u00a0]")
+"""Whatever is neither ASCII nor what typewriters' quotes, dashes and blanks are set as."""
+
+
+def odd(text: str) -> bool:
+    """Whether there are characters in `text` that ordinary English is not written in."""
+    return not text.isascii() and _ODD.search(text) is not None
+
+
+@lru_cache(maxsize=16)
+def disguises(text: str) -> tuple[str, ...]:
+    """What disguises hide in `text`. Remembered for as long as the guards of one text take to ask."""
+    return tuple(view.text for view in views(text)[1:])
 
 
 class Windows:

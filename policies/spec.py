@@ -91,13 +91,14 @@ class PiiSpec(GuardBase):
     """Presidio. `entities` empty means the default set; `ner` finds names and places.
 
     `ner`: "embedded" (the project's own small model), "none", a spaCy package's name, or the folder of a
-    transformers token classifier.
+    transformers token classifier. `cascade` as for classifiers.
     """
 
     guard: Literal["pii"] = "pii"
     entities: tuple[str, ...] = ()
     language: str = "en"
     ner: str = "embedded"
+    cascade: bool = False
     threshold: Probability = 0.4
     allow_list: tuple[str, ...] = ()
     action: Literal["allow", "log", "redact", "mask", "hash", "escalate", "block"] = "redact"
@@ -119,10 +120,29 @@ class DetoxifyRef(Frozen):
         return self
 
 
+class EvidenceSpec(Frozen):
+    """Pieces that are each only suspicious add up: log-odds of their scores over those of `above`, piece by
+    piece and never below 0, are flagged from `limit` on."""
+
+    above: Annotated[float, Field(gt=0.0, lt=1.0)]
+    limit: Annotated[float, Field(gt=0.0, le=100.0)]
+
+
 class ClassifierBase(ScoredBase):
-    """A guard that scores text with a classifier: a checkpoint's name by default."""
+    """A guard that scores text with a classifier: a checkpoint's name by default.
+
+    With `cascade`, a model's cheap first stage, where it has one, answers for pieces in which it is sure that
+    nothing is. With `evidence`, pieces count together.
+    """
 
     model: str | DetoxifyRef = "keel-guard"
+    cascade: bool = False
+    evidence: EvidenceSpec | None = None
+
+    def _said_twice(self) -> Iterator[Problem]:
+        yield from super()._said_twice()
+        if self.evidence is not None and self.scope == "document":
+            yield Problem(("evidence",), "a document is one piece: evidence is for scope 'segment'")
 
 
 class ToxicitySpec(ClassifierBase):

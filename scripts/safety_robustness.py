@@ -1,7 +1,9 @@
-"""How much of what the safety model finds it finds in disguise: the model alone, and as its guards read.
+"""How much of what the safety model finds it finds in disguise: the model alone, as its guards read, and as
+they read with the cascade before it.
 
-`python scripts/safety_robustness.py` prints the table of docs/SAFETY.md. Thresholds are the scores that one
-in a hundred ordinary requests (a source that was held out) reaches.
+`python scripts/safety_robustness.py --document docs/SAFETY.md` writes the table between the document's
+`<!-- robustness -->` marks. Thresholds are the scores that one in a hundred ordinary requests (a source that
+was held out) reaches, or 0.5 where that is more.
 """
 
 from __future__ import annotations
@@ -14,16 +16,17 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
+from safety_reader import Reader
 
-from guardrails.classifier_onnx import OnnxClassifier
-from guardrails.guard import Context
-from guardrails.scoring import readings
-from guardrails.windows import Windows
-from training.data.safety_example import Example
+from guardrails.in_context import Excerpt
+from training.data.safety_example import TOXICITY_LABELS, Example
 from training.data.safety_held_out import held_out
 from training.evaluate.metrics import share
+from training.evaluate.safety import insert
 
-ROWS = 60
+ROWS = 100
+FLOOR = 0.5
+"""No threshold is lower: a guard with a lower one has no cascade."""
 LEET = str.maketrans("aeiost", "431057")
 ALIKE = str.maketrans("aeopcxyi", "аеорсхуі")
 BENIGN = (
@@ -57,19 +60,16 @@ CHANGES: dict[str, Callable[[str], str]] = {
 }
 
 
-class Reader:
-    """Scores under the checkpoint, by itself or through the windows and readings of a guard."""
+HEADS = {"injection": ("injection",), "harm": ("harm",), "toxicity": tuple(sorted(TOXICITY_LABELS))}
 
-    def __init__(self, folder: Path) -> None:
-        self._model = OnnxClassifier.load(folder)
 
-    def alone(self, label: str, text: str) -> float:
-        return self._model.predict([text])[0][label]
-
-    def guarded(self, label: str, text: str) -> float:
-        windows, _ = Windows(Context("input", "user"), whole=False).advance(text, final=True)
-        texts = [excerpt.text for window in windows for excerpt in readings(window)]
-        return max((scores[label] for scores in self._model.predict(texts)), default=0.0)
+def score(reader: Reader, how: str, label: str, text: str) -> float:
+    """The label's score of a text, read by the `model` as it stands, or as a `guard` reads it, with the
+    `cascade` or without."""
+    if how == "model":
+        return reader.ask([Excerpt(text)]).scores[label]
+    heads = HEADS[label] if how == "cascade" else ()
+    return reader.read(text, heads).scores.get(label, 0.0)
 
 
 def _sample(rows: list[Example], label: str) -> list[str]:
@@ -77,29 +77,43 @@ def _sample(rows: list[Example], label: str) -> list[str]:
     return Random(0).sample(bad, min(ROWS, len(bad)))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/keel-guard"))
-    arguments = parser.parse_args()
-    reader = Reader(arguments.checkpoint)
-    sets = held_out(arguments.data, Random(0), frozenset())
+def table(reader: Reader, root: Path) -> str:
+    """A row for each change, with Wilson intervals in the guards' columns."""
+    sets = held_out(root, Random(0), frozenset())
     tasks = {
         "injection": _sample(sets["written_attacks"], "injection"),
         "harm": _sample(sets["malicious"], "harm"),
         "toxicity": _sample(sets["comments"], "toxicity"),
     }
     ordinary = [e.text for e in sets["instructions"] if len(e.text) < 600]
-    limits = {task: float(np.quantile([reader.alone(task, t) for t in ordinary], 0.99)) for task in tasks}
-    print("| change | " + " | ".join(f"{t}, model | {t}, guard" for t in tasks) + " |")
-    print("|---|" + "---|" * (2 * len(tasks)))
+    limits = {
+        task: max(FLOOR, float(np.quantile([score(reader, "model", task, t) for t in ordinary], 0.99)))
+        for task in tasks
+    }
+    lines = [
+        "| change | " + " | ".join(f"{t}: model | guard | with cascade" for t in tasks) + " |",
+        "|---|" + "---|" * (3 * len(tasks)),
+    ]
     for name, change in CHANGES.items():
         cells = []
         for task, texts in tasks.items():
-            for score in (reader.alone, reader.guarded):
-                found = share([score(task, change(t)) >= limits[task] for t in texts])
-                cells.append(f"{100 * found.value:.0f} %")
-        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+            for how in ("model", "guard", "cascade"):
+                found = share([score(reader, how, task, change(t)) >= limits[task] for t in texts])
+                cells.append(found.percent() if how != "model" else f"{100 * found.value:.0f} %")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        print(lines[-1], flush=True)
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--registry", type=Path, default=Path("checkpoints"))
+    parser.add_argument("--document", type=Path, help="the document whose table is replaced")
+    arguments = parser.parse_args()
+    text = table(Reader(arguments.registry), arguments.data)
+    if arguments.document is not None:
+        insert(arguments.document, text, "robustness")
 
 
 if __name__ == "__main__":

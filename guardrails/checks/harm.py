@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from guardrails import models
-from guardrails.build import GuardEnvironment
+from guardrails.build import Asked, GuardEnvironment
 from guardrails.guard import Context
 from guardrails.scoring import BENIGN, Judgement, ScoreExamination, ScoreGuard, score_guard
 from policies.errors import Problem
@@ -39,19 +39,17 @@ class Thresholds:
         told = (self.label,) if self.label == REPLY else (self.label, *SUBJECTS)
         relevant = {label: scores[label] for label in told if label in scores}
         limits = {self.label: self.common, **self.own}
-        flagged = {
-            label.upper(): score
-            for label, score in relevant.items()
-            if label in limits and score >= limits[label]
-        }
-        return Judgement(relevant, flagged)
+        may = {label: score for label, score in relevant.items() if label in limits}
+        flagged = {label.upper(): score for label, score in may.items() if score >= limits[label]}
+        return Judgement(relevant, flagged, {label.upper(): score for label, score in may.items()})
 
 
 @dataclass(frozen=True, slots=True)
 class HarmGuard(ScoreGuard):
     """Judges what users and tools write by itself, and what the model writes after its prompt."""
 
-    reply_judge: Thresholds
+    reply_judge: Thresholds = field(kw_only=True)
+    reply_heads: tuple[str, ...] = ()
 
     @property
     def reads_prompt(self) -> Literal[True]:
@@ -60,7 +58,8 @@ class HarmGuard(ScoreGuard):
     def examine(self, context: Context) -> ScoreExamination:
         if context.stage == "input" and context.role != "assistant":
             return ScoreExamination(self, context)
-        return ScoreExamination(replace(self, judge=self.reply_judge), context, lead=lead(context.prompt))
+        judging = replace(self, judge=self.reply_judge, heads=self.reply_heads)
+        return ScoreExamination(judging, context, lead=lead(context.prompt))
 
 
 def lead(prompt: str) -> str:
@@ -71,7 +70,8 @@ def lead(prompt: str) -> str:
 def build(spec: HarmSpec, env: GuardEnvironment) -> HarmGuard:
     """The guard of `spec`. Raises what `guardrails.models.classifier` does."""
     own = {label: levels[0].at for label, levels in spec.ladders.items()}
-    plain = score_guard(spec, env, Thresholds(REQUEST, spec.ladder[0].at, own))
+    (heads,) = asks(spec, env).values()
+    plain = score_guard(spec, env, Thresholds(REQUEST, spec.ladder[0].at, own), heads)
     return HarmGuard(
         plain.name,
         plain.scope,
@@ -80,8 +80,26 @@ def build(spec: HarmSpec, env: GuardEnvironment) -> HarmGuard:
         plain.steps,
         plain.servable,
         plain.judge,
-        Thresholds(REPLY, spec.ladder[0].at, own),
+        plain.heads,
+        plain.evidence,
+        reply_judge=Thresholds(REPLY, spec.ladder[0].at, own),
+        # A reply stands after its prompt, in a text that no other guard asks about.
+        reply_heads=tuple(models.heads(plain.servable, _limits(spec, REPLY))) if spec.cascade else (),
     )
+
+
+def asks(spec: HarmSpec, env: GuardEnvironment) -> Asked:
+    """What is flagged in what users write; of replies, with their prompts, the guard asks apart."""
+    servable = models.classifier(spec.model, env)
+    heads = models.heads(servable, _limits(spec, REQUEST)) if spec.cascade else frozenset[str]()
+    return {servable.name: heads}
+
+
+def _limits(spec: HarmSpec, label: str) -> dict[str, float]:
+    """From which scores on something is flagged, in requests or in replies."""
+    subjects = SUBJECTS if label == REQUEST else ()
+    own = {name: levels[0].at for name, levels in spec.ladders.items() if name in (label, *subjects)}
+    return {label: spec.ladder[0].at, **own}
 
 
 def problems(spec: HarmSpec, env: GuardEnvironment) -> Iterator[Problem]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from guardrails import models
-from guardrails.build import GuardEnvironment
+from guardrails.build import Asked, GuardEnvironment
 from guardrails.scoring import BENIGN, Judgement, ScoreGuard, score_guard
 from policies.errors import Problem
 from policies.spec import InjectionSpec
@@ -24,13 +24,22 @@ class Threshold:
         score = scores.get(LABEL)
         if score is None:
             score = max((s for label, s in scores.items() if label.lower() not in BENIGN), default=0.0)
-        return Judgement({LABEL: score}, {LABEL.upper(): score} if score >= self.threshold else {})
+        told = {LABEL.upper(): score}
+        return Judgement({LABEL: score}, told if score >= self.threshold else {}, told)
 
 
 def build(spec: InjectionSpec, env: GuardEnvironment) -> ScoreGuard:
     """The guard of `spec`. Raises what `guardrails.models.classifier` does."""
     ladder = spec.ladders.get(LABEL, spec.ladder)
-    return score_guard(spec, env, Threshold(ladder[0].at))
+    (heads,) = asks(spec, env).values()
+    return score_guard(spec, env, Threshold(ladder[0].at), heads)
+
+
+def asks(spec: InjectionSpec, env: GuardEnvironment) -> Asked:
+    """The one label."""
+    servable = models.classifier(spec.model, env)
+    limits = {LABEL: spec.ladders.get(LABEL, spec.ladder)[0].at}
+    return {servable.name: models.heads(servable, limits) if spec.cascade else frozenset()}
 
 
 def problems(spec: InjectionSpec, env: GuardEnvironment) -> Iterator[Problem]:

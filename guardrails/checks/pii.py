@@ -19,7 +19,7 @@ from functools import lru_cache, partial
 import regex
 
 from guardrails import models
-from guardrails.build import GuardEnvironment
+from guardrails.build import Asked, GuardEnvironment
 from guardrails.classifier import Output
 from guardrails.clusters import ClusterSearch
 from guardrails.guard import Answer, Context, Job, JobError, Scope, Step
@@ -86,6 +86,8 @@ class PiiGuard:
         self.recognized = wanted & RECOGNIZED
         self.named = wanted & NAMED if names is not None else frozenset()
         self.names = names if self.named else None
+        (heads,) = asks(spec, env).values() if self.names else (frozenset(),)
+        self.heads = env.heads(self.names.name, heads) if self.names else ()
         self.presidio = ServableSpec(
             f"presidio:{spec.language}", "guardrails.presidio:serve", {"language": spec.language}
         )
@@ -220,7 +222,7 @@ class PiiExamination:
             return self._answer(text, self._names(output, window, normal, text))
 
         servable = guard.names.name if guard.names else ""
-        return Job(window.start, window.end, servable, window.excerpt, read)
+        return Job(window.start, window.end, servable, window.asked(guard.heads), read)
 
     def _names(self, output: Output, window: Window, normal: Normalized, text: str) -> Iterator[Value]:
         """The model's entities that begin or reach into the window's own piece, in the text's offsets."""
@@ -293,6 +295,17 @@ def build(spec: PiiSpec, env: GuardEnvironment) -> PiiGuard:
         if entity not in KNOWN:
             raise ValueError(f"guard {spec.title!r}: {_unknown(entity)}")
     return PiiGuard(spec, env)
+
+
+def asks(spec: PiiSpec, env: GuardEnvironment) -> Asked:
+    """The kinds of names that are wanted; a place may be told as an address."""
+    servable = models.entities(spec.ner, env)
+    named = frozenset(spec.entities or DEFAULT) & NAMED
+    if servable is None or not named:
+        return {}
+    kinds = named | {"ADDRESS"} if "LOCATION" in named else named
+    limits = dict.fromkeys(kinds, spec.threshold)
+    return {servable.name: models.heads(servable, limits) if spec.cascade else frozenset()}
 
 
 def _unknown(entity: str) -> str:

@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import regex
 
 from guardrails.apply import replaces
-from guardrails.build import GuardEnvironment, Preparable, build_guard, collect_servables, guard_problems
+from guardrails.build import (
+    Asked,
+    GuardEnvironment,
+    Preparable,
+    asked,
+    build_guard,
+    collect_servables,
+    guard_problems,
+)
 from guardrails.guard import Answer, Context, Guard, Job, JobError, Scope, Step
 from guardrails.in_json import spread
 from guardrails.json_text import JsonText, Piece
@@ -231,6 +239,11 @@ def _labelled(inner: GuardBase, spec: ToolCallsSpec) -> GuardBase:
 def build(spec: ToolCallsSpec, env: GuardEnvironment) -> ToolCallsGuard:
     """The guard that `spec` describes."""
     return ToolCallsGuard(spec, env)
+
+
+def asks(spec: ToolCallsSpec, env: GuardEnvironment) -> Asked:
+    """What the guards over the arguments ask."""
+    return asked(spec.arguments, env)
 
 
 def problems(spec: ToolCallsSpec, env: GuardEnvironment) -> Iterator[Problem]:

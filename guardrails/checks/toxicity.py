@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from guardrails import models
-from guardrails.build import GuardEnvironment
+from guardrails.build import Asked, GuardEnvironment
 from guardrails.scoring import BENIGN, Judgement, ScoreGuard, score_guard
 from policies.errors import Problem
 from policies.spec import ToxicitySpec
@@ -33,13 +33,25 @@ class Thresholds:
             for label, score in relevant.items()
             if score >= self.own.get(label, self.common)
         }
-        return Judgement(relevant, flagged)
+        return Judgement(relevant, flagged, {label.upper(): score for label, score in relevant.items()})
 
 
 def build(spec: ToxicitySpec, env: GuardEnvironment) -> ScoreGuard:
     """The guard of `spec`. Raises what `guardrails.models.classifier` does."""
     own = {label: levels[0].at for label, levels in spec.ladders.items()}
-    return score_guard(spec, env, Thresholds(spec.ladder[0].at, own))
+    (heads,) = asks(spec, env).values()
+    return score_guard(spec, env, Thresholds(spec.ladder[0].at, own), heads)
+
+
+def asks(spec: ToxicitySpec, env: GuardEnvironment) -> Asked:
+    """All labels that the guard flags."""
+    servable = models.classifier(spec.model, env)
+    if not spec.cascade:
+        return {servable.name: frozenset()}
+    limits = {label: levels[0].at for label, levels in spec.ladders.items()}
+    for label in models.labels(spec.model, env) - OTHER_TASKS:
+        limits.setdefault(label, spec.ladder[0].at)
+    return {servable.name: models.heads(servable, limits)}
 
 
 def problems(spec: ToxicitySpec, env: GuardEnvironment) -> Iterator[Problem]:

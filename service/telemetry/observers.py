@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from prometheus_client import Counter, Gauge, Histogram
 
 from guardrails.pool import WorkerEvent
@@ -111,6 +113,12 @@ class RuntimeMetrics(Observer):
         self._jobs = Counter(
             "keel_guard_jobs", "Jobs by how they ended.", ("servable", "outcome"), registry=registry
         )
+        self._stages = Counter(
+            "keel_guard_stage",
+            "Pieces of text by the stage of a cascade that answered for them: first or encoder.",
+            ("servable", "stage"),
+            registry=registry,
+        )
         self._workers = Counter(
             "keel_guard_worker_events", "What happened to guard workers.", ("event",), registry=registry
         )
@@ -119,6 +127,11 @@ class RuntimeMetrics(Observer):
         """A batch came back."""
         child(self._batch_size, servable).observe(size)
         child(self._batch_time, servable).observe(seconds)
+
+    def on_answer(self, servable: str, result: Any) -> None:
+        """A text was answered, by one stage of a cascade or without one."""
+        if stage := getattr(result, "stage", ""):
+            child(self._stages, servable, stage).inc()
 
     def on_job(self, servable: str, outcome: str, seconds: float) -> None:
         """A job ended for one caller."""

@@ -25,7 +25,8 @@ def test_a_checkpoint_has_one_servable_whoever_asks(workers: Workers) -> None:
     spec = models.classifier(models.EMBEDDED, env)
     assert spec == models.entities("embedded", env)
     digest = env.registry.resolve(models.EMBEDDED).digest
-    assert spec.name == f"keel-guard@{digest[:16]}"
+    first = env.registry.resolve(f"{models.EMBEDDED}-first").digest
+    assert spec.name == f"keel-guard@{digest[:16]}+{first[:8]}"
     assert models.classifier(f"keel-guard@{digest[:10]}", env) == spec
 
 

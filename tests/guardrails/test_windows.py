@@ -46,7 +46,7 @@ def test_segments_with_what_came_before(text: str, cuts: set[int]) -> None:
     check(text, windows)
     for window in windows:
         assert window.start - window.left <= SEGMENT_CONTEXT
-        shown, context = window.excerpt
+        shown, context, _ = window.excerpt
         assert shown[:context] == charwise(text[window.left : window.start]).text
         assert shown[context:] == charwise(text[window.start : window.end]).text
 

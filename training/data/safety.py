@@ -63,8 +63,7 @@ def build(root: Path, seed: int = 0, scale: float = 1.0) -> SafetyData:
     Raises FileNotFoundError where a source is missing.
     """
     rng = Random(seed)
-    intents = sorted({r["intent"] for r in read_rows(root / "jailbreak/benign_clinc_trainval.jsonl.gz")})
-    held_intents = frozenset(rng.sample(intents, 30))
+    held_intents = held_out_intents(root, rng)
     plain, requests = ordinary(root, rng, held_intents)
     jailbroken, role_play_test = jailbreaks(root / "jailbreak", rng)
     harmful = [r["text"] for r in read_rows(root / "harmful_prompts/red_instruct.jsonl.gz")]
@@ -98,6 +97,18 @@ def build(root: Path, seed: int = 0, scale: float = 1.0) -> SafetyData:
     test["harmful_requests"] = [Example(t, {"harm": 1.0}, "red_instruct") for t in harm_test]
     test |= {name: _marked(named[f"test_{name}"], {}) for name in ("presidio", "wnut17", "written")}
     return SafetyData(train, dev, test)
+
+
+def held_out_intents(root: Path, rng: Random) -> frozenset[str]:
+    """The kinds of ordinary requests that are kept for tests."""
+    intents = sorted({r["intent"] for r in read_rows(root / "jailbreak/benign_clinc_trainval.jsonl.gz")})
+    return frozenset(rng.sample(intents, 30))
+
+
+def entity_tests(root: Path, seed: int) -> dict[str, list[Example]]:
+    """The held-out texts with names marked, alone: none of the written training rows are made."""
+    named = build_entities(root, seed, 0, [])
+    return {name: _marked(named[f"test_{name}"], {}) for name in ("presidio", "wnut17", "written")}
 
 
 def written(

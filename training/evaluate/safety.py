@@ -284,13 +284,14 @@ def curves(probe: Probe, folder: Path) -> None:
         (folder / f"{name}.svg").write_text(picture, encoding="utf-8")
 
 
-def insert(document: Path, tables: str) -> None:
-    """Put the tables between the document's markers; raises TrainingError where it has none."""
+def insert(document: Path, tables: str, mark: str = "figures") -> None:
+    """Put the tables between the document's marks of that name; raises TrainingError where it has none."""
     text = document.read_text(encoding="utf-8")
-    block = f"<!-- figures -->\n{tables}\n<!-- /figures -->"
-    replaced, count = re.subn(r"<!-- figures -->.*<!-- /figures -->", lambda _: block, text, flags=re.S)
+    first, last = f"<!-- {mark} -->", f"<!-- /{mark} -->"
+    block = f"{first}\n{tables}\n{last}"
+    replaced, count = re.subn(f"{first}.*{last}", lambda _: block, text, flags=re.S)
     if count != 1:
-        raise TrainingError(f"{document}: needs one block from <!-- figures --> to <!-- /figures -->")
+        raise TrainingError(f"{document}: needs one block from {first} to {last}")
     document.write_text(replaced, encoding="utf-8")
 
 

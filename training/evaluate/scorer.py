@@ -28,6 +28,7 @@ Spans = list[tuple[str, int, int]]
 class Reading:
     """One text's raw answer: each label's highest logit, every token's tag logits, and the tokens."""
 
+    ids: list[int]
     logits_L: Floats
     tags_TK: Floats
     offsets: list[tuple[int, int]]
@@ -66,6 +67,7 @@ class Scorer:
             (self.labels.index(kind), self.labels.index(parent))
             for kind, parent in about.get("implied", {}).items()
         ]
+        self.kinds: tuple[str, ...] = tuple(dict.fromkeys(t[2:] for t in self.tags if t != "O"))
         self.temperature = float(about.get("tag_temperature", 1.0))
         self.floor = float(about.get("entity_floor", 0.5))
         self._session = session(model)
@@ -94,6 +96,7 @@ class Scorer:
                 break
             start += step
         return Reading(
+            ids,
             np.max(labels, axis=0),
             np.concatenate(tags),
             offsets,
@@ -115,29 +118,36 @@ class Scorer:
             p_BL[:, kind] = np.minimum(p_BL[:, kind], p_BL[:, parent])
         return p_BL
 
+    def words(self, reading: Reading) -> tuple[list[tuple[int, int]], Floats]:
+        """The words' `(first, end)` tokens, and `[W, E]`: how likely each is part of a name of each kind."""
+        p_TK = softmax(reading.tags_TK / self.temperature)
+        bounds: list[tuple[int, int]] = []
+        for token, word in enumerate(reading.words):
+            if token and word == reading.words[token - 1]:
+                bounds[-1] = (bounds[-1][0], token + 1)
+            else:
+                bounds.append((token, token + 1))
+        if not bounds:
+            return [], np.zeros((0, len(self.kinds)))
+        mean_WK = np.stack([p_TK[first:end].mean(axis=0) for first, end in bounds])
+        begins, insides = ([self.tags.index(f"{p}-{k}") for k in self.kinds] for p in "BI")
+        return bounds, mean_WK[:, begins] + mean_WK[:, insides]
+
     def spans(self, text: str) -> Spans:
         """Entities at or above the checkpoint's floor."""
         reading = self.read(text)
         p_TK = softmax(reading.tags_TK / self.temperature)
-        kinds = list(dict.fromkeys(t[2:] for t in self.tags if t != "O"))
         found: Spans = []
-        first = 0
-        while first < len(reading.offsets):
-            last = first + 1
-            while last < len(reading.offsets) and reading.words[last] == reading.words[first]:
-                last += 1
-            mean = p_TK[first:last].mean(axis=0)
-            scores = [mean[self.tags.index(f"B-{k}")] + mean[self.tags.index(f"I-{k}")] for k in kinds]
-            best = int(np.argmax(scores))
-            if scores[best] >= self.floor:
-                kind = kinds[best]
+        for (first, last), scores_E in zip(*self.words(reading), strict=True):
+            best = int(np.argmax(scores_E))
+            if scores_E[best] >= self.floor:
+                kind = self.kinds[best]
                 begins = p_TK[first, self.tags.index(f"B-{kind}")] > p_TK[first, self.tags.index(f"I-{kind}")]
                 start, end = reading.offsets[first][0], reading.offsets[last - 1][1]
                 if found and not begins and found[-1][0] == kind and not text[found[-1][2] : start].strip():
                     found[-1] = (kind, found[-1][1], end)
                 else:
                     found.append((kind, start, end))
-            first = last
         return found
 
 

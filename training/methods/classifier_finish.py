@@ -36,12 +36,12 @@ It was trained on data from these sources, under these licences:
 """
 
 
-def data_sources(root: Path) -> tuple[DataSource, ...]:
-    """What `build` reads, with origin and licence out of the data folder's MANIFEST.tsv, and digests."""
+def data_sources(root: Path, paths: Sequence[str] = TRAINED_ON) -> tuple[DataSource, ...]:
+    """What `build` reads, or the files at `paths`: origin and licence from the data folder's MANIFEST.tsv."""
     with (root / "MANIFEST.tsv").open(encoding="utf-8", newline="") as file:
         about = {row["path"]: row for row in csv.DictReader(file, delimiter="\t")}
     sources = []
-    for path in TRAINED_ON:
+    for path in paths:
         if path not in about:
             raise TrainingError(f"{root / 'MANIFEST.tsv'}: says nothing of {path}")
         digest = hashlib.sha256((root / path).read_bytes()).hexdigest()
