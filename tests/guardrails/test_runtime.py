@@ -29,11 +29,15 @@ class Recorder(Observer):
     def __init__(self) -> None:
         self.batches: list[tuple[str, int]] = []
         self.jobs: list[tuple[str, str]] = []
+        self.answers: list[Any] = []
         self.events: list[tuple[str, str]] = []
 
     def on_batch(self, servable: str, size: int, seconds: float) -> None:
         assert seconds >= 0
         self.batches.append((servable, size))
+
+    def on_answer(self, servable: str, result: Any) -> None:
+        self.answers.append(result)
 
     def on_job(self, servable: str, outcome: str, seconds: float) -> None:
         assert seconds >= 0
@@ -122,6 +126,7 @@ async def test_jobs_that_wait_share_a_batch_and_equal_ones_are_computed_once(tmp
         texts = ["a", "b", "a", "c", "a", "d", "e", "a"]
         assert await asyncio.gather(*(runtime.run("echo", t, 5) for t in texts)) == [t.upper() for t in texts]
         assert [size for _, size in recorder.batches] == [4, 1]
+        assert recorder.answers == ["A", "B", "C", "D", "E"]  # each once, whoever asked
         first = asyncio.create_task(runtime.run("echo", ("sleep", 0.3), 5))
         await asyncio.sleep(0.1)
         assert await runtime.run("echo", ("sleep", 0.3), 5) == await first  # joined while it ran

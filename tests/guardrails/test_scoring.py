@@ -17,6 +17,8 @@ from guardrails.stream import Moderator
 from guardrails.verdict import Action
 from policies.severity import Level
 from policies.spec import DetoxifyRef, InjectionSpec, PiiSpec, ToxicitySpec
+from service.telemetry.metrics import Metrics
+from service.telemetry.observers import RuntimeMetrics
 from tests.guardrails.conftest import Workers
 
 pytestmark = pytest.mark.xdist_group("guard-workers")
@@ -33,6 +35,35 @@ def toxic(workers: Workers, **settings: Any) -> ScoreGuard:
 
 def injected(workers: Workers, **settings: Any) -> ScoreGuard:
     return injection.build(InjectionSpec(**settings), workers.environment)
+
+
+def test_with_a_cascade_the_first_stage_answers_for_what_is_plain(workers: Workers) -> None:
+    guard = injected(workers, cascade=True)
+
+    def stages(text: str) -> list[str]:
+        jobs = guard.examine(Context("input", "user")).advance(text, True).jobs
+        return [workers.run(job.servable, job.payload).stage for job in jobs]
+
+    assert stages(PLAIN) == ["first"]
+    assert stages(PLAIN + " " + ATTACK) == ["encoder"]
+    assert set(stages(codecs.encode(ATTACK, "rot13"))) == {"encoder"}
+    moderator = Moderator([guard], Context("input", "user"))
+    assert workers.moderate(moderator, PLAIN) == PLAIN
+    moderator = Moderator([guard], Context("input", "user"))
+    assert workers.moderate(moderator, PLAIN + " " + ATTACK) == ""
+
+
+def test_the_stages_of_answers_are_counted() -> None:
+    metrics = Metrics()
+    observer = RuntimeMetrics(metrics)
+    for stage in ("first", "encoder", "first", ""):
+        observer.on_answer("m", Output(stage=stage))  # type: ignore[arg-type]
+    observer.on_answer("m", "of another kind")
+    counted = {
+        stage: metrics.registry.get_sample_value("keel_guard_stage_total", {"servable": "m", "stage": stage})
+        for stage in ("first", "encoder", "")
+    }
+    assert counted == {"first": 2.0, "encoder": 1.0, "": None}
 
 
 class TestToxicity:
