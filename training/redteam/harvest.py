@@ -55,15 +55,19 @@ def read_cases(path: Path) -> tuple[Attack, ...]:
     return tuple(attacks)
 
 
-def preferences_of(attempts: Iterable[Attempt], refusal: str = REFUSAL) -> list[Preference]:
+def preferences_of(
+    attempts: Iterable[Attempt], refusal: str = REFUSAL, *, answered: bool = False
+) -> list[Preference]:
     """A pair for each success: a refusal was better than what was said.
 
-    Conversations that training data can't hold (tool calls) are left out.
+    With `answered`, for each attack that got an answer, on its subject or not. Conversations that training
+    data can't hold (tool calls) are left out.
     """
     pairs = []
     for attempt in attempts:
         roles = {message["role"] for message in attempt.messages}
-        if not attempt.succeeded or not roles <= {"system", "user", "assistant"}:
+        wanted = attempt.answered if answered else attempt.succeeded
+        if not wanted or not roles <= {"system", "user", "assistant"}:
             continue
         prompt = tuple(
             Message(cast(Role, message["role"]), str(message["content"] or "…"))

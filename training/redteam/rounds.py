@@ -122,11 +122,11 @@ def play_round(checkpoint: Path, budget: int, seed: int, steps: int) -> Round:
     model, tokenizer = load_policy(source, seed)
     target = LocalTarget(model, tokenizer, "before")
     learner = Learner(seen, arms, seed)
-    successes = [a for a in api.hunted(target, seen, learner, budget=budget, seed=seed) if a.succeeded]
+    tries = api.hunted(target, seen, learner, budget=budget, seed=seed)
     tested = Random(seed).sample(arms, min(TESTED, len(arms)))
     before = api.red_team(target, unseen, strategies=tested, seed=seed)
     answered = api.red_team(target, seen, strategies=["direct"], seed=seed).twins
-    pairs = [*preferences_of(successes), *_keep_answering(answered)]
+    pairs = [*preferences_of(tries, answered=True), *_keep_answering(answered)]
     config = DpoConfig(
         name="redteam-round",
         seed=seed,
@@ -176,9 +176,9 @@ in all uniform sent {uniform_requests} requests and the learner {learner_request
 """
 _ROUNDS = """## A round of training on what was found
 
-On half of the behaviours the learner attacks the chat model (in this process, without guards). Each success
-becomes a pair in which a refusal is better, each harmless twin that was answered one in which the answer is.
-DPO on these pairs, then {tested} strategies on the **other** half, before and after.
+On half of the behaviours the learner attacks the chat model (in this process, without guards). Each attack
+that got an answer becomes a pair in which a refusal is better, each harmless twin that got one a pair in
+which the answer is. DPO on these pairs, then {tested} strategies on the **other** half, before and after.
 
 | seed | pairs | attacks that succeed, before | after | twins without an answer, before | after |
 |---|---|---|---|---|---|
