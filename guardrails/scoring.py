@@ -85,7 +85,8 @@ def _steps(levels: Levels, hash_key: bytes) -> tuple[tuple[float, Remedy], ...]:
 class ScoreGuard:
     """Scores every piece of a text; a piece that is flagged is a finding over the whole of it.
 
-    `heads`: what the first stage of a cascade is asked; none where the encoder is to answer.
+    `heads`: what the first stage of a cascade is asked; none where the encoder is to answer. `sentences`:
+    long texts that are complete are read sentence by sentence as well.
     """
 
     name: str
@@ -97,6 +98,7 @@ class ScoreGuard:
     judge: Judge
     heads: tuple[str, ...] = ()
     evidence: EvidenceSpec | None = None
+    sentences: bool = False
 
     @property
     def action(self) -> Action:
@@ -144,7 +146,7 @@ class ScoreExamination:
     def _jobs(self, text: str, window: Window) -> Iterator[Job]:
         guard = self._guard
         start, end = (0, len(text)) if guard.scope == "document" else (window.start, window.end)
-        excerpts = readings(window, self._heads)
+        excerpts = readings(window, self._heads, guard.sentences)
         evidence = self._evidence
         piece = evidence.expect(start, end, len(excerpts)) if evidence is not None else None
 
@@ -172,10 +174,11 @@ class ScoreExamination:
             yield remedy.finding(self._guard.name, entity_type, start, end, score, text)
 
 
-def readings(window: Window, heads: tuple[str, ...] = ()) -> list[Excerpt]:
-    """The different ways to read a window: as it stands, then what disguises hide in it. The `heads` are
-    asked of a text that isn't disguised."""
-    return [window.asked(heads), *map(Excerpt, disguises(window.scored)[: MAX_VIEWS - 1])]
+def readings(window: Window, heads: tuple[str, ...] = (), sentences: bool = False) -> list[Excerpt]:
+    """The different ways to read a window: as it stands, then what disguises hide in it, then, where asked
+    for, its sentences. The `heads` are asked of a text that isn't disguised."""
+    found = [window.asked(heads), *map(Excerpt, disguises(window.scored)[: MAX_VIEWS - 1])]
+    return found + [part.asked(heads) for part in window.sentences()] if sentences else found
 
 
 def score_guard(

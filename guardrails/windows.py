@@ -27,6 +27,8 @@ SHORTEST_SEGMENT = 60
 SEGMENT_CONTEXT = 60
 WHOLE_PIECE = 1_000
 WHOLE_OVERLAP = 200
+# What is no longer than this is read at once only: there is little beside a sentence to hide it.
+SHORT = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,13 @@ class Window:
         shown no odd characters, and nothing that can be read in a second way."""
         hidden = not heads or odd(self.text) or disguises(self.scored)
         return self.excerpt if hidden else self.excerpt._replace(heads=heads)
+
+    def sentences(self) -> list[Window]:
+        """The window cut as replies are, if it is a long one of a complete text."""
+        if self.context or len(self.text) <= SHORT:
+            return []
+        segments = Segmenter(SHORTEST_SEGMENT).advance(self.text, final=True)
+        return [_segment(self.text, start, end) for start, end in segments if self.text[start:end].strip()]
 
 
 _ODD = re.compile("[^\x00-\x7f\u2018\u2019\u201c\u201d\u2013\u2014\u2026\u00a0]")

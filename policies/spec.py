@@ -174,11 +174,13 @@ class InjectionSpec(ClassifierBase):
 class HarmSpec(ClassifierBase):
     """Requests for something harmful, and replies that give it; a reply is judged together with its prompt.
 
-    The labels `self_harm` and `violence` are flagged only where `categories` gives them a ladder.
+    The labels `self_harm` and `violence` are flagged only where `categories` gives them a ladder. With
+    `sentences`, a long request is read sentence by sentence too: harmless ones can't hide a harmful one then.
     """
 
     guard: Literal["harm"] = "harm"
     threshold: Probability = 0.8
+    sentences: bool = True
 
 
 class Topic(Frozen):

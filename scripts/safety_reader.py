@@ -41,16 +41,20 @@ class Reader:
         )
         self._servable = models.serve_checkpoint(**spec.config)
 
-    def pieces(self, text: str, stage: Stage, heads: tuple[str, ...] = ()) -> Iterator[list[Excerpt]]:
+    def pieces(
+        self, text: str, stage: Stage, heads: tuple[str, ...] = (), sentences: bool = False
+    ) -> Iterator[list[Excerpt]]:
         """What a guard asks about each piece of a text, `heads` of the first stage and all else of the
         encoder."""
         role = "user" if stage == "input" else "assistant"
         windows, _ = Windows(Context(stage, role), whole=False).advance(text, final=True)
-        yield from (readings(window, heads) for window in windows)
+        yield from (readings(window, heads, sentences) for window in windows)
 
-    def excerpts(self, text: str, heads: tuple[str, ...], stage: Stage) -> list[Excerpt]:
+    def excerpts(
+        self, text: str, heads: tuple[str, ...], stage: Stage, sentences: bool = False
+    ) -> list[Excerpt]:
         """The same of all pieces."""
-        return [excerpt for piece in self.pieces(text, stage, heads) for excerpt in piece]
+        return [excerpt for piece in self.pieces(text, stage, heads, sentences) for excerpt in piece]
 
     def tokens(self, text: str) -> int:
         """How many tokens the model reads `text` as."""
@@ -70,9 +74,11 @@ class Reader:
                 reading.scores[label] = max(score, reading.scores.get(label, 0.0))
         return reading
 
-    def read(self, text: str, heads: tuple[str, ...] = (), stage: Stage = "input") -> Reading:
+    def read(
+        self, text: str, heads: tuple[str, ...] = (), stage: Stage = "input", sentences: bool = False
+    ) -> Reading:
         """Without `heads`, the encoder reads all of it."""
-        return self.ask(self.excerpts(text, heads, stage))
+        return self.ask(self.excerpts(text, heads, stage, sentences))
 
     def policy_heads(self, policy: PolicySpec) -> dict[Stage, tuple[str, ...]]:
         """What the guards of a policy that read the model ask together, had all of them the cascade."""

@@ -1,24 +1,28 @@
 """How much of what the safety model finds it finds in disguise: the model alone, as its guards read, and as
 they read with the cascade before it.
 
-`python scripts/safety_robustness.py --document docs/SAFETY.md` writes the table between the document's
-`<!-- robustness -->` marks. Thresholds are the scores that one in a hundred ordinary requests (a source that
-was held out) reaches, or 0.5 where that is more.
+`python scripts/safety_robustness.py --document docs/SAFETY.md` writes the tables between the document's
+`<!-- robustness -->` and `<!-- long -->` marks. Thresholds are the scores that one in a hundred ordinary
+requests (a source that was held out) reaches, or 0.5 where that is more.
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
+import gzip
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from statistics import median
 
 import numpy as np
 from safety_reader import Reader
 
 from guardrails.in_context import Excerpt
+from guardrails.windows import SHORT
 from training.data.safety_example import TOXICITY_LABELS, Example
 from training.data.safety_held_out import held_out
 from training.evaluate.metrics import share
@@ -69,7 +73,7 @@ def score(reader: Reader, how: str, label: str, text: str) -> float:
     if how == "model":
         return reader.ask([Excerpt(text)]).scores[label]
     heads = HEADS[label] if how == "cascade" else ()
-    return reader.read(text, heads).scores.get(label, 0.0)
+    return reader.read(text, heads, sentences=label == "harm").scores.get(label, 0.0)
 
 
 def _sample(rows: list[Example], label: str) -> list[str]:
@@ -105,15 +109,49 @@ def table(reader: Reader, root: Path) -> str:
     return "\n".join(lines)
 
 
+LONG_ROWS = 600
+LONG = {
+    "role-play prompts": ("jailbreak/benign_awesome_prompts_new.jsonl.gz", lambda row: row["prompt"]),
+    "school sums": ("sft/gsm8k_train.jsonl.gz", lambda row: f"{row['question']} {row['answer']}"),
+    "stories": ("sft/gpteacher_roleplay.jsonl.gz", lambda row: row["response"]),
+    "small talk": ("sft/self_dialogue.jsonl.gz", lambda row: " ".join(row["turns"])),
+}
+
+
+def long_table(reader: Reader, root: Path) -> str:
+    """How many long harmless texts `harm` flags, read at once and with their sentences."""
+    lines = [
+        "| harmless | characters | at 0.8: at once | with sentences | at 0.9: at once | with sentences |"
+    ]
+    lines.append("|---|---|---|---|---|---|")
+    for name, (file, text_of) in LONG.items():
+        with gzip.open(root / file, "rt", encoding="utf-8") as rows:
+            texts = [text_of(json.loads(row))[:1200] for row in rows]
+        chosen = Random(0).sample([text for text in texts if len(text) > SHORT], LONG_ROWS)
+        scores = {
+            how: [reader.read(text, sentences=how).scores["harm"] for text in chosen] for how in (False, True)
+        }
+        cells = [
+            share([score >= limit for score in scores[how]]).percent()
+            for limit in (0.8, 0.9)
+            for how in (False, True)
+        ]
+        lines.append(f"| {name} | {median(map(len, chosen)):.0f} | " + " | ".join(cells) + " |")
+        print(lines[-1], flush=True)
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--registry", type=Path, default=Path("checkpoints"))
     parser.add_argument("--document", type=Path, help="the document whose table is replaced")
     arguments = parser.parse_args()
-    text = table(Reader(arguments.registry), arguments.data)
+    reader = Reader(arguments.registry)
+    tables = {"long": long_table(reader, arguments.data), "robustness": table(reader, arguments.data)}
     if arguments.document is not None:
-        insert(arguments.document, text, "robustness")
+        for mark, text in tables.items():
+            insert(arguments.document, text, mark)
 
 
 if __name__ == "__main__":

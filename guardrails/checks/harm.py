@@ -58,7 +58,7 @@ class HarmGuard(ScoreGuard):
     def examine(self, context: Context) -> ScoreExamination:
         if context.stage == "input" and context.role != "assistant":
             return ScoreExamination(self, context)
-        judging = replace(self, judge=self.reply_judge, heads=self.reply_heads)
+        judging = replace(self, judge=self.reply_judge, heads=self.reply_heads, sentences=False)
         return ScoreExamination(judging, context, lead=lead(context.prompt))
 
 
@@ -82,6 +82,7 @@ def build(spec: HarmSpec, env: GuardEnvironment) -> HarmGuard:
         plain.judge,
         plain.heads,
         plain.evidence,
+        spec.sentences,
         reply_judge=Thresholds(REPLY, spec.ladder[0].at, own),
         # A reply stands after its prompt, in a text that no other guard asks about.
         reply_heads=tuple(models.heads(plain.servable, _limits(spec, REPLY))) if spec.cascade else (),

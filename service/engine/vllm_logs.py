@@ -70,6 +70,7 @@ class LogCapture:
         self._lines: deque[str] = deque(maxlen=keep)
         self._partial = b""
         self.serving = False  # set once requests may reach the child
+        self.ending = False  # set once it is told to end: that its engine is gone then is no news
 
     def feed(self, data: bytes) -> list[str]:
         """Take some output, cut anywhere; returns the lines that it completes, as far as they are kept."""
@@ -91,7 +92,7 @@ class LogCapture:
         """Begin anew, for the next child."""
         self._lines.clear()
         self._partial = b""
-        self.serving = False
+        self.serving = self.ending = False
 
     def _keep(self, raw: bytes) -> str | None:
         line = raw[:_MAX_LINE].decode("utf-8", "replace").rstrip()
@@ -101,6 +102,6 @@ class LogCapture:
             return None
         # vLLM writes a hundred INFO lines at every start, which are not news of the gateway.
         serious = record is not None and record["level"] in ("ERROR", "CRITICAL")
-        log = logger.error if serious else logger.debug
+        log = logger.error if serious and not self.ending else logger.debug
         log("vllm", child=self._name, line=kept)
         return kept

@@ -153,6 +153,7 @@ class ManagedVllm:
             return
         if self.state != "failed":
             self._enter("stopping")
+        self._logs.ending = True
         self._supervisor.cancel()
         await asyncio.wait({self._supervisor})
         self._supervisor = None

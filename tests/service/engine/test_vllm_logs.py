@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from service.engine.vllm_logs import LogCapture, phase_of, without_prompts
 
@@ -115,3 +116,15 @@ def test_the_next_child_begins_anew() -> None:
     assert capture.last() == ["loading something"]
     assert capture.mentions("something")
     assert not capture.mentions("ValueError")
+
+
+def test_errors_are_told_until_the_child_is_to_end() -> None:
+    line = (RECORD.format("ERROR", "core.py:9", "vllm.v1.engine.exceptions.EngineDeadError") + "\n").encode()
+    logs = LogCapture("demo")
+    with capture_logs() as told:
+        logs.feed(line)
+        logs.ending = True
+        logs.feed(line)
+        logs.clear()
+        logs.feed(line)
+    assert [entry["log_level"] for entry in told] == ["error", "debug", "error"]
