@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from statistics import median
+from typing import Any
 
 import numpy as np
 from safety_reader import Reader
@@ -110,7 +111,7 @@ def table(reader: Reader, root: Path) -> str:
 
 
 LONG_ROWS = 600
-LONG = {
+LONG: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "role-play prompts": ("jailbreak/benign_awesome_prompts_new.jsonl.gz", lambda row: row["prompt"]),
     "school sums": ("sft/gsm8k_train.jsonl.gz", lambda row: f"{row['question']} {row['answer']}"),
     "stories": ("sft/gpteacher_roleplay.jsonl.gz", lambda row: row["response"]),

@@ -29,7 +29,7 @@ class Embeddings:
         self, call: Call, request: EmbeddingRequest, payload: dict[str, Any]
     ) -> Mapping[str, Any]:
         """The engine's answer, under the policy's name. Texts aren't examined: nothing is generated."""
-        if self._catalog.held is not None:
+        while self._catalog.held is not None:  # another swap may have begun before this one's end is noticed
             await self._catalog.held.wait()
         served = self._catalog.get(request.model, call.caller)
         call.policy = served.name

@@ -79,7 +79,7 @@ class GenerationEndpoint:
         body = await read_body(
             scope, receive, max_bytes=self._limits.max_body_bytes, timeout=self._limits.body_timeout_s
         )
-        if self._catalog.held is not None:
+        while self._catalog.held is not None:  # another swap may have begun before this one's end is noticed
             await self._catalog.held.wait()
         generation = self._understand(scope, call, body)
         try:

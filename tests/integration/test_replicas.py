@@ -42,6 +42,8 @@ def test_a_keys_limit_holds_for_both_together(replicas: Cluster) -> None:
 
 
 def test_a_session_stays_on_its_arm_whichever_replica_answers(replicas: Cluster) -> None:
+    for url in replicas.replicas:  # until a replica has heard from the store, its control answers
+        _until(lambda url=url: _arms("halves", replicas, url) == {"halves/control", "halves/new"})
     arms: dict[str, set[str]] = defaultdict(set)
     nodes: dict[str, set[str]] = defaultdict(set)
     for _, session in itertools.product(range(4), range(11)):
@@ -78,16 +80,12 @@ def test_an_experiment_that_is_applied_reaches_both_and_leaves_both(replicas: Cl
     status, answer, _ = replicas.ask(path, made, ADMIN, method="PUT")  # whichever nginx picks
     assert status == 201, answer
 
-    def arms_at(url: str) -> set[str]:
-        replies = [replicas.chat(model="applied", url=url, **{"x-session-id": f"s{n}"}) for n in range(12)]
-        return {headers.get("x-keel-experiment", str(status)) for status, _, headers in replies}
-
     for url in replicas.replicas:
-        _until(lambda url=url: arms_at(url) == {"applied/control", "applied/new"})
+        _until(lambda url=url: _arms("applied", replicas, url) == {"applied/control", "applied/new"})
     assert replicas.ask(path, {**made, "alpha": 0.1}, ADMIN, method="PUT")[0] == 409
     assert replicas.ask(path, None, ADMIN, method="DELETE")[0] == 200
     for url in replicas.replicas:
-        _until(lambda url=url: arms_at(url) == {"404"})
+        _until(lambda url=url: _arms("applied", replicas, url) == {"404"})
 
 
 def test_a_replica_that_is_killed_under_load_loses_no_feedback_that_was_acknowledged(
@@ -125,6 +123,12 @@ def test_a_replica_that_is_killed_under_load_loses_no_feedback_that_was_acknowle
     kept = asyncio.run(_stored(replicas.database))
     assert set(acknowledged) <= kept
     assert replicas.chat(url=replicas.replicas[0])[0] == 200
+
+
+def _arms(experiment: str, replicas: Cluster, url: str) -> set[str]:
+    """What answers twelve sessions at one replica, or the status."""
+    replies = [replicas.chat(model=experiment, url=url, **{"x-session-id": f"s{n}"}) for n in range(12)]
+    return {headers.get("x-keel-experiment", str(status)) for status, _, headers in replies}
 
 
 def _until(condition: Any) -> None:

@@ -91,6 +91,7 @@ async def test_rows_wait_on_disk_while_the_store_is_away(tmp_path: Path, open_st
     async with open_store() as (database, writer):
         await writer.resume()
         await eventually(database, ["waits"])
+        await writer.flush()  # what is in the database is taken off the disk after that
     assert list((tmp_path / "spool").iterdir()) == []
 
 
@@ -148,6 +149,7 @@ async def test_kill_9_loses_nothing_that_was_acknowledged(
         async with asyncio.timeout(20):
             while not set(said) <= set(await ids(database)):  # noqa: ASYNC110 - nothing tells when
                 await asyncio.sleep(0.02)
+        await writer.flush()
     assert list((tmp_path / "spool").iterdir()) == []
 
 

@@ -131,7 +131,7 @@ def test_keel_finds_the_command() -> None:
 
 
 def test_the_page_is_right(tmp_path: Path) -> None:
-    (pack,) = re.findall(r"^```yaml\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    (pack,) = re.findall(r"^```yaml\n(domain: .*?)^```", PAGE, re.DOTALL | re.MULTILINE)
     path = tmp_path / "travel.yaml"
     path.write_text(pack)
     assert load_behaviors([path])[0].domain == "travel"
