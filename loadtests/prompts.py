@@ -1,7 +1,7 @@
 """What the simulated callers say: dialogues with the lengths of real ones, and prompts to be blocked.
 
 A dialogue goes turn by turn, so that memories (of verdicts, of prefixes) help as much as they do in earnest:
-only a new turn is new. No two dialogues have a text in common.
+only a new turn is new. But for the shortest, no two dialogues have a text in common.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from loadtests.bench.stub import WORDS
+from loadtests import prose
 from loadtests.lengths import Lengths
 
 Message = dict[str, str]
@@ -78,7 +78,7 @@ class Conversations:
         return self._rng.expovariate(1 / mean) if mean > 0 else 0.0
 
     def _text(self, words: int) -> str:
-        return " ".join(self._rng.choice(WORDS) for _ in range(words)).capitalize() + "."
+        return prose.text(self._rng, words)
 
     def request(
         self, model: str, messages: list[Message], *, stream: bool = False, reply: int | None = None

@@ -92,9 +92,8 @@ class Caller(FastHttpUser):
             told = response.headers is not None and response.headers.get("retry-after")
             return ("refused", code_of(content)) if told else ("failed", "refused without Retry-After")
         if status != 200:
-            return "failed", code_of(content) or str(getattr(response, "error", "") or f"status {status}")[
-                :200
-            ]
+            said = error_of(content) or str(getattr(response, "error", "")) or f"status {status}"
+            return "failed", said[:200]
         return "ok", ""
 
     def _follow(self, response: FastResponse, began: float) -> tuple[float | None, list[float], str]:
@@ -129,10 +128,15 @@ def _lines(response: FastResponse) -> Iterator[bytes]:
 
 
 def code_of(content: bytes) -> str:
-    """The code of an error in OpenAI's form."""
+    """The code of an error in OpenAI's form; empty where it is none."""
+    return error_of(content).partition(":")[0]
+
+
+def error_of(content: bytes) -> str:
+    """Its code and message: which guard blocked is in the latter."""
     try:
         error = json.loads(content)["error"]
-        return str(error.get("code") or error.get("type"))
+        return f"{error.get('code') or error.get('type')}: {error.get('message')}"
     except (ValueError, KeyError, TypeError, AttributeError):
         return ""
 

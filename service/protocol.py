@@ -8,6 +8,7 @@ are bounded, and bytes that aren't HTTP get a JSON error.
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Callable
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -67,6 +68,23 @@ class OneWrite:
         self._held = None
         if self._flushing is not None:
             self._flushing.cancel()
+
+
+class _Arrived:
+    """Whether a request's whole body is here.
+
+    Holds its cycle weakly: a cycle holds its scope, and a scope that held it would keep both, and the body,
+    until the garbage collector comes.
+    """
+
+    __slots__ = ("_cycle",)
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = weakref.ref(cycle)
+
+    def __call__(self) -> bool:
+        cycle = self._cycle()
+        return cycle is None or not cycle.more_body
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -134,7 +152,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         cycle = self.cycle
         cycle.transport = OneWrite(self.transport, self.loop)  # type: ignore[assignment]  # what a cycle uses
-        self.scope[ARRIVED] = lambda: not cycle.more_body  # type: ignore[literal-required]  # an extension
+        self.scope[ARRIVED] = _Arrived(cycle)  # type: ignore[literal-required]  # an extension
 
     def on_message_complete(self) -> None:
         super().on_message_complete()

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from loadtests import shapes
+from loadtests import prose, shapes
 from loadtests.lengths import FIGURES, LEVELS, Lengths, Quantiles
 from loadtests.prompts import Conversations
 from loadtests.shapes import Plan
@@ -53,6 +53,14 @@ def test_a_dialogue_grows_turn_by_turn_and_begins_anew() -> None:
 def test_callers_say_the_same_again_in_another_run_and_differ_from_one_another() -> None:
     assert Conversations("a").messages() == Conversations("a").messages()
     assert Conversations("a").messages() != Conversations("b").messages()
+
+
+def test_what_they_say_has_the_length_that_was_drawn() -> None:
+    rng = random.Random(1)
+    for words in (*range(1, 60), 400):
+        said = prose.text(rng, words)
+        assert len(said.split()) == words
+        assert said[0].isupper() and said.endswith(".") and said.count(".") == 1
 
 
 def test_ramp_spike_steps_and_soak() -> None:
