@@ -179,7 +179,7 @@ class HarmSpec(ClassifierBase):
     """
 
     guard: Literal["harm"] = "harm"
-    threshold: Probability = 0.8
+    threshold: Probability = 0.85
     sentences: bool = True
 
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from policies.manifest import Evaluation
+from policies.spec import HarmSpec, InjectionSpec, ToxicitySpec
 from training.data.safety_example import TOXICITY_LABELS, SafetyData
 from training.evaluate.baseline import Baseline
 from training.evaluate.metrics import Figure, Floats, auc, average_precision, bootstrap, share
 from training.evaluate.scorer import Scorer
 
-DEFAULTS = {"toxicity": 0.7, "injection": 0.9, "harm": 0.8}
-"""The guards' default thresholds (`policies.spec`)."""
+DEFAULTS = {spec.guard: spec.threshold for spec in (ToxicitySpec(), InjectionSpec(), HarmSpec())}
+"""The guards' default thresholds."""
 ORDINARY = "instructions"
 """The ordinary requests on which 1 % false positives are set: a source that was held out."""
 ANY = "any harm"
