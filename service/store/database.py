@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
 BUSY_SECONDS = 15.0
 MIGRATION_LOCK = 0x6B65_656C  # any number, the same in every gateway
+DATA_EXCEPTION = "22"  # the class of PostgreSQL's codes for values that can't be stored
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 
@@ -94,11 +95,30 @@ def _told() -> Iterator[None]:
     except (DataError, IntegrityError) as error:
         raise RowRefused(f"the store refused a row: {type(error.orig).__name__}: {error.orig}") from error
     except DBAPIError as error:
+        if reason := _refused(error.orig):
+            raise RowRefused(f"the store refused a row: {reason}") from None
         raise StoreError(f"the store failed: {type(error.orig).__name__}: {error.orig}") from error
     except StatementError as error:
         raise RowRefused(f"the store refused a row: {error.orig}") from error
+    except (OverflowError, UnicodeEncodeError) as error:  # SQLite's driver lets these through
+        raise RowRefused(f"the store refused a row: {type(error).__name__}") from None
     except (SQLAlchemyError, OSError, TimeoutError) as error:
         raise StoreError(f"the store can't be used: {error}") from error
+
+
+def _refused(error: BaseException | None) -> str:
+    """Why PostgreSQL will never take a value; empty where it is something else that failed.
+
+    SQLAlchemy has no name for these. The driver's own message repeats the value, and is not told.
+    """
+    from asyncpg.exceptions import DataError, PostgresError
+
+    cause = error.__cause__ if error is not None else None
+    if isinstance(cause, DataError):
+        return "a value of the wrong kind, or too large"
+    if isinstance(cause, PostgresError) and str(cause.sqlstate).startswith(DATA_EXCEPTION):
+        return type(cause).__name__
+    return ""
 
 
 def _parsed(given: str) -> URL:

@@ -34,6 +34,7 @@ MAX_WAITING_WRITES = 10_000
 RETRY_SECONDS = (0.5, 30.0)
 ORPHANS_EVERY_SECONDS = 60.0
 CLOSE_SECONDS = 10.0
+LARGEST = 2**31 - 1  # that PostgreSQL's integers hold
 
 Row = dict[str, Any]
 
@@ -157,6 +158,9 @@ class Writer:
                     await self._commit_writes(batch)
                 except StoreError as error:
                     _fail(batch, error)
+                except Exception as error:  # those who wait are told, and the next ones are served
+                    self._log.error("store_write_failed", exc_info=error)
+                    _fail(batch, StoreError("the store failed; the gateway's log says how"))
                 except BaseException:
                     _fail(batch, StoreError("the gateway is shutting down"))
                     raise
@@ -191,7 +195,7 @@ class Writer:
             try:
                 await self.flush()
                 pause = RETRY_SECONDS[0]
-            except StoreError as error:
+            except Exception as error:  # whatever it is: rows wait on disk, and are tried again
                 self._log.error("store_unavailable", error=str(error), retry_s=pause, bytes=self._bytes)
                 self._put.set()
                 await asyncio.sleep(pause)
@@ -224,13 +228,24 @@ class Writer:
         """Commit what the database takes of these."""
         try:
             await self._commit(lines)
-        except RowRefused as error:
-            if len(lines) == 1:
-                self._metrics.store_dropped.labels("refused").inc()
-                self._log.error("store_row_refused", table=lines[0][0], error=str(error))
-                return
+        except RowRefused:
             for line in lines:
-                await self._commit_readable([line])
+                await self._commit_fitted(line)
+
+    async def _commit_fitted(self, line: Line) -> None:
+        """Commit a row, if need be with its values cut to what the database takes."""
+        try:
+            try:
+                await self._commit([line])
+            except RowRefused as error:
+                fitted = (line[0], _fitted(*line))
+                if fitted == line:
+                    raise
+                await self._commit([fitted])
+                self._log.warning("store_row_fitted", table=line[0], error=str(error))
+        except RowRefused as error:
+            self._metrics.store_dropped.labels("refused").inc()
+            self._log.error("store_row_refused", table=line[0], error=str(error))
 
     # Out
 
@@ -271,6 +286,23 @@ async def insert_rows(connection: AsyncConnection, table: Table, rows: Iterable[
         statement = statement.on_conflict_do_nothing(index_elements=keys)
     names = [column.name for column in table.c]
     await connection.execute(statement, [{name: row.get(name) for name in names} for row in rows])
+
+
+def _fitted(name: str, row: Row) -> Row:
+    """A row without what no column holds: zero bytes, the end of long words, numbers beyond a column's."""
+    from sqlalchemy import Integer, String
+
+    from service.store.metadata import all_tables
+
+    fitted = dict(row)
+    table = all_tables().tables.get(name)
+    for column in table.c if table is not None else ():
+        value = row.get(column.name)
+        if isinstance(value, str) and isinstance(column.type, String):
+            fitted[column.name] = value.replace("\0", "\N{REPLACEMENT CHARACTER}")[: column.type.length]
+        elif isinstance(value, int) and isinstance(column.type, Integer):
+            fitted[column.name] = min(value, LARGEST)
+    return fitted
 
 
 def _fail(batch: Iterable[tuple[Line, asyncio.Future[None]]], error: StoreError) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,6 +68,63 @@ async def test_a_bad_row_stops_no_other(open_store: Open) -> None:
         assert await ids(database) == ["a", "b", "c", "d"]
         assert [type(result) for result in results] == [type(None), RowRefused, type(None)]
         assert dropped(writer) == {"refused": 2}
+
+
+UNFIT: dict[str, dict[str, Any]] = {
+    "a zero byte": {"checkpoint": "a\0b"},
+    "too long": {"checkpoint": "x" * 300},
+    "beyond a column": {"tokens_out": 2**31},
+    "beyond any column": {"tokens_out": 2**63},
+}
+
+
+@pytest.mark.parametrize("fields", UNFIT.values(), ids=UNFIT)
+async def test_a_row_that_does_not_fit_is_cut_and_stops_no_other(
+    open_store: Open, fields: dict[str, Any]
+) -> None:
+    async with open_store() as (database, writer):
+        for row in (completion("a"), completion("b", **fields), completion("c")):
+            writer.put("completions", row)
+        await writer.flush()
+        assert await ids(database) == ["a", "b", "c"]
+        assert dropped(writer) == {}
+
+
+@pytest.mark.parametrize("fields", UNFIT.values(), ids=UNFIT)
+async def test_who_writes_a_row_that_does_not_fit_is_told_and_no_other(
+    open_store: Open, fields: dict[str, Any]
+) -> None:
+    async with open_store() as (database, writer):
+        rows = (completion("a"), completion("b", **fields), completion("c"))
+        results = await asyncio.gather(
+            *(writer.write("completions", row) for row in rows), return_exceptions=True
+        )
+        assert {"a", "c"} <= set(await ids(database))
+        assert results[0] is None and results[2] is None
+        # SQLite takes more than it says.
+        assert results[1] is None or isinstance(results[1], RowRefused)
+        assert not any(str(value) in str(results[1]) for value in fields.values())
+
+
+async def test_a_failure_that_nobody_thought_of_ends_neither_loop(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_store() as (database, writer):
+        whole, failures = writer._commit, iter([ValueError("odd"), OSError("the disk failed")])
+
+        async def commit(lines: Any) -> None:
+            for failure in failures:
+                raise failure
+            await whole(lines)
+
+        monkeypatch.setattr(writer, "_commit", commit)
+        async with asyncio.timeout(20):
+            with pytest.raises(StoreError):
+                await writer.write("completions", completion("lost"))
+            writer.put("completions", completion("a"))
+            await eventually(database, ["a"])
+            await writer.write("completions", completion("b"))
+        assert await ids(database) == ["a", "b"]
 
 
 async def test_what_is_left_at_the_end_is_committed(open_store: Open) -> None:
