@@ -316,11 +316,12 @@ class Gateway:
     async def _forget(self) -> None:
         while True:
             await asyncio.sleep(FORGET_EVERY_SECONDS)
-            if not self._keeps_records():
+            if not self.database.there:
                 continue
-            from service.store.retention import forget
-
             try:
+                await self.database.open()  # which loads the libraries, off the loop
+                from service.store.retention import forget
+
                 gone = await forget(self.database, self.settings.store.keep_days * 86_400)
             except StoreError as error:
                 self.log.error("old_rows_not_deleted", error=str(error))

@@ -155,7 +155,7 @@ class Catalog:
         if served is None or served.policy.tenant is not None:
             raise ModelNotFound(name, [served.name for served in self.all()])
         if caller is not None and self._tenants:
-            return self._tenants.get((caller.name, name), served)
+            return self._tenants.get((caller.name, served.name), served)
         return served
 
     async def successor(self, served: Served) -> Served:

@@ -6,11 +6,13 @@ two replies to one prompt, of two arms, of a shadow arm, of two policies, or two
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Mapping
-from random import SystemRandom
+from collections.abc import Iterable, Mapping, Sequence
+from random import Random, SystemRandom
 from typing import Any, Literal
 
+import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.active import Candidate, choose
@@ -25,6 +27,7 @@ from service.telemetry.metrics import Metrics, child
 
 LOOKED_AT = 2_000  # newest pairs, and newest texts, that are looked at
 MINE_EVERY_S = 10.0
+AT_ONCE = 50  # pairs that are stored in one go
 
 
 class JudgementRequest(BaseModel):
@@ -77,13 +80,13 @@ class Comparisons:
         rater = pseudonym(self._secret, call.caller)
         try:
             await self._mine()
-            candidates, judged = await self._candidates(rater)
-            chosen = choose(candidates, self._rng)
+            rows, judged = await self._candidates(rater)
+            chosen = await asyncio.to_thread(_chosen, rows, self._rng)
             pair = None if chosen is None else await self._pair(chosen.id)
         except StoreError as error:
             raise Unavailable(f"pairs can't be read at present: {error}", code="store_failed") from error
         shown = None if pair is None else _shown(pair, self._rng.choice(("first", "second")))
-        return {"pair": shown, "judged": judged, "left": len(candidates)}
+        return {"pair": shown, "judged": judged, "left": len(rows)}
 
     async def judge(
         self, call: Call, request: JudgementRequest, payload: dict[str, Any]
@@ -116,7 +119,8 @@ class Comparisons:
             "at": time.time(),
         }
 
-    async def _candidates(self, rater: str) -> tuple[list[Candidate], int]:
+    async def _candidates(self, rater: str) -> tuple[Sequence[Sequence[Any]], int]:
+        """What makes a `Candidate`, of each pair that this rater hasn't judged; how many they have."""
         from sqlalchemy import Integer as SqlInteger
         from sqlalchemy import case, cast, func, select
 
@@ -143,7 +147,7 @@ class Comparisons:
         )
         count = select(func.count()).select_from(judgements).where(judgements.c.rater == rater)
         async with self._database.read() as connection:
-            found = [Candidate(*row) for row in await connection.execute(query)]
+            found = (await connection.execute(query)).all()
             judged = (await connection.execute(count)).scalar_one()
         return found, judged
 
@@ -162,17 +166,20 @@ class Comparisons:
         if now - self._mined < MINE_EVERY_S:
             return
         self._mined = now
-        from sqlalchemy import select
+        from sqlalchemy import Text, cast, select
 
+        from service.store.comparisons import pairs
         from service.store.completions import completions
         from service.store.feedback import texts
         from service.store.rewards import rewards
 
         of_completion = completions.c.completion_id == texts.c.completion_id
         of_reward = rewards.c.completion_id == texts.c.completion_id
+        raw = [cast(texts.c[name], Text).label(name) for name in ("prompt", "replies")]
         query = (
             select(
-                texts,
+                *(texts.c[name] for name in ("completion_id", "policy", "prompt_digest", "at")),
+                *raw,
                 *(completions.c[name] for name in ("checkpoint", "arm", "experiment", "reward")),
                 rewards.c.reward.label("scored"),
             )
@@ -181,10 +188,28 @@ class Comparisons:
             .limit(LOOKED_AT)
         )
         async with self._database.read() as connection:
-            kept = [dict(row) for row in (await connection.execute(query)).mappings()]
-        for row in pairs_of(kept):
-            self._writer.put("pairs", row)
-        await self._writer.flush()
+            kept = (await connection.execute(query)).mappings().all()
+            made = await asyncio.to_thread(_paired, kept)
+            there = select(pairs.c.id).where(pairs.c.id.in_(list(made)))
+            known = set((await connection.execute(there)).scalars())
+        fresh = [row for name, row in made.items() if name not in known]
+        for start in range(0, len(fresh), AT_ONCE):
+            for row in fresh[start : start + AT_ONCE]:
+                self._writer.put("pairs", row)
+            await self._writer.flush()
+
+
+def _chosen(rows: Iterable[Sequence[Any]], rng: Random) -> Candidate | None:
+    return choose([Candidate(*row) for row in rows], rng)
+
+
+def _paired(kept: Iterable[Any]) -> dict[str, Row]:
+    """Rows of pairs by their ids, from texts as the store has them. Takes a while: not for the loop."""
+    read = [
+        {**row, "prompt": orjson.loads(row["prompt"]), "replies": orjson.loads(row["replies"])}
+        for row in kept
+    ]
+    return {row["id"]: row for row in pairs_of(read)}
 
 
 def _shown(pair: Row, left: str) -> Row:

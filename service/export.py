@@ -6,13 +6,15 @@ only what can be trained on, becomes a row; everything else is counted by the re
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import LABEL_STYLE_TABLENAME_PLUS_COL, select
+from sqlalchemy import LABEL_STYLE_TABLENAME_PLUS_COL, ColumnElement, Text, cast, func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.agreement import alpha
 from service.pairing import RERANKED
@@ -99,27 +101,45 @@ def _asked(prompt: Sequence[Mapping[str, str]] | None) -> dict[str, str]:
 
 
 async def agreement(database: Database) -> dict[str, Any]:
-    """Counts, and how far raters agree on pairs and on thumbs."""
+    """Counts, and how far raters agree on pairs and on thumbs. The database adds up."""
+    voted, thumbed = judgements.c.choice != "skip", feedback.c.kind == "thumb"
+    count = select(func.count(), func.count(judgements.c.rater.distinct())).select_from(judgements)
     async with database.read() as connection:
-        votes = (await connection.execute(select(judgements))).mappings().all()
-        thumbs = select(feedback.c.completion_id, feedback.c.value).where(feedback.c.kind == "thumb")
-        thumbed = (await connection.execute(thumbs)).all()
-    pairs_of: dict[str, list[str]] = {}
-    for vote in votes:
-        if vote["choice"] != "skip":
-            pairs_of.setdefault(vote["pair_id"], []).append(vote["choice"])
-    replies: dict[str, list[str]] = {}
-    for completion_id, thumb in thumbed:
-        replies.setdefault(completion_id, []).append(thumb)
-    on_pairs, several_pairs = alpha(pairs_of.values())
-    on_replies, several_replies = alpha(replies.values())
+        total, raters = (await connection.execute(count)).one()
+        skips = select(func.count()).select_from(judgements).where(~voted)
+        skipped = (await connection.execute(skips)).scalar_one()
+        pairs_judged = await _agreed(connection, judgements.c.pair_id, judgements.c.choice, voted)
+        thumb = cast(feedback.c.value, Text)
+        replies_judged = await _agreed(connection, feedback.c.completion_id, thumb, thumbed)
     return {
-        "judgements": len(votes),
-        "skipped": sum(vote["choice"] == "skip" for vote in votes),
-        "raters": len({vote["rater"] for vote in votes}),
-        "pairs": {"alpha": on_pairs, "several": several_pairs, "judged": len(pairs_of)},
-        "thumbs": {"alpha": on_replies, "several": several_replies, "judged": len(replies)},
+        "judgements": total,
+        "skipped": skipped,
+        "raters": raters,
+        "pairs": pairs_judged,
+        "thumbs": replies_judged,
     }
+
+
+async def _agreed(
+    connection: AsyncConnection,
+    unit: ColumnElement[str],
+    value: ColumnElement[str],
+    which: ColumnElement[bool],
+) -> dict[str, Any]:
+    """Alpha over the units that several raters judged, how many those are, and how many were judged."""
+    judged = (await connection.execute(select(func.count(unit.distinct())).where(which))).scalar_one()
+    several = select(unit).where(which).group_by(unit).having(func.count() > 1)
+    counts = select(unit, value, func.count()).where(which, unit.in_(several)).group_by(unit, value)
+    rows = (await connection.execute(counts)).all()
+
+    def told() -> tuple[float | None, int]:
+        by_unit: dict[str, list[str]] = {}
+        for name, said, times in rows:
+            by_unit.setdefault(name, []).extend([said] * times)
+        return alpha(by_unit.values())
+
+    agreed, number = await asyncio.to_thread(told)
+    return {"alpha": agreed, "several": number, "judged": judged}
 
 
 async def _said(

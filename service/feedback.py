@@ -15,10 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints
 from service.auth import Caller
 from service.catalog import Catalog, Served
 from service.http import Call
-from service.openai.errors import BadRequest, Conflict, ModelNotFound, NotFound, Unavailable
+from service.openai.errors import BadRequest, Conflict, NotFound, Unavailable
 from service.openai.types import Number, Str
 from service.records import Records
-from service.store.database import Database, StoreError
+from service.store.database import Database, RowRefused, StoreError
 from service.store.writer import Row, Writer
 from service.telemetry.metrics import Metrics, child
 
@@ -103,12 +103,12 @@ class Feedback:
     async def _give(
         self, call: Call, request: FeedbackRequest, payload: dict[str, Any], said: dict[str, Any]
     ) -> dict[str, Any]:
-        policy = await self._known(request.completion_id, "completion_id")
+        policy, digest = await self._known(request.completion_id, "completion_id")
         if request.preferred_over is not None:
             await self._known(request.preferred_over, "preferred_over")
         call.policy = policy
         key_row = await self._key_row(call, payload)
-        dropped = await self._redact(policy, said)
+        dropped = await self._redact(policy, digest, said)
         rater = pseudonym(self._secret, call.caller, request.rater)
         about = {"completion_id": request.completion_id, "rater": rater, "policy": policy}
         rows: list[Row] = [
@@ -133,8 +133,8 @@ class Feedback:
         )
         return receipt.model_dump()
 
-    async def _known(self, completion_id: str, param: str) -> str:
-        """The completion's policy. Raises `NotFound`."""
+    async def _known(self, completion_id: str, param: str) -> tuple[str, str]:
+        """Name and digest of the completion's policy. Raises `NotFound`."""
         for wait in (0.0, FLUSHED_S):
             await asyncio.sleep(wait)
             policy = self._records.policy_of(completion_id) or await self._stored_policy(completion_id)
@@ -147,15 +147,19 @@ class Feedback:
             code="completion_not_found",
         )
 
-    async def _stored_policy(self, completion_id: str) -> str | None:
+    async def _stored_policy(self, completion_id: str) -> tuple[str, str] | None:
         from sqlalchemy import select
 
         from service.store.completions import completions
 
-        query = select(completions.c.policy).where(completions.c.completion_id == completion_id)
-        async with self._database.read() as connection:
-            found: str | None = (await connection.execute(query)).scalar_one_or_none()
-        return found
+        about = select(completions.c.policy, completions.c.policy_digest)
+        query = about.where(completions.c.completion_id == completion_id)
+        try:
+            async with self._database.read() as connection:
+                found = (await connection.execute(query)).one_or_none()
+        except RowRefused:  # such as one with a zero byte: nothing is called that
+            return None
+        return None if found is None else (found.policy, found.policy_digest)
 
     async def _key_row(self, call: Call, payload: dict[str, Any]) -> Row | None:
         """The row that remembers an `Idempotency-Key`. Raises `Conflict` where its body was another."""
@@ -178,13 +182,13 @@ class Feedback:
             raise Conflict("this Idempotency-Key came with another body", code="idempotency_key_reused")
         return {"key": key, "body": body, "at": time.time()}
 
-    async def _redact(self, policy: str, said: dict[str, Any]) -> list[str]:
+    async def _redact(self, policy: str, digest: str, said: dict[str, Any]) -> list[str]:
         """Take personal data out of the texts, or the texts out; what was left out."""
         texts = [kind for kind in TEXTS if kind in said]
         if not texts:
             return []
-        served = self._serving(policy)
-        if served is None or served.spec.feedback is None or served.spec.feedback.store == "none":
+        served = self._keeping(policy, digest)
+        if served is None:
             for kind in texts:
                 del said[kind]
             return texts
@@ -195,11 +199,16 @@ class Feedback:
             said[kind] = text
         return []
 
-    def _serving(self, policy: str) -> Served | None:
-        try:
-            return self._catalog.get(policy)
-        except ModelNotFound:
-            return None
+    def _keeping(self, policy: str, digest: str) -> Served | None:
+        """The policy that answered, a tenant's variant maybe, if it keeps texts.
+
+        Where it has changed since, everything that has its name by now must keep them.
+        """
+        every = (*self._catalog.all(), *self._catalog.variants())
+        named = [served for served in every if served.name == policy]
+        same = [served for served in named if served.policy.digest == digest] or named
+        keeping = [one for one in same if one.spec.feedback is not None and one.spec.feedback.store == "text"]
+        return keeping[0] if keeping and keeping == same else None
 
 
 def pseudonym(secret: bytes, caller: Caller | None, rater: str | None = None) -> str:

@@ -28,7 +28,15 @@ def pairs_of(kept: Sequence[Row]) -> Iterable[Row]:
             same = one["completion_id"] == other["completion_id"]
             gap = None if same else _gap(one, other)
             source = "samples" if same else "arms" if one["arm"] or other["arm"] else "policies"
-            yield pair_row(one["prompt"], first, second, source, about=(_about(one), _about(other)), gap=gap)
+            yield pair_row(
+                one["prompt"],
+                first,
+                second,
+                source,
+                about=(_about(one), _about(other)),
+                gap=gap,
+                at=min(one["at"], other["at"]),  # it is kept no longer than what it was made of
+            )
 
 
 def _gap(one: Row, other: Row) -> float | None:
@@ -49,6 +57,7 @@ def pair_row(
     about: tuple[Row, Row] = ({}, {}),
     gap: float | None = None,
     objective: str = "overall",
+    at: float | None = None,
 ) -> Row:
     """A row of the pairs' table; its id is the same whichever reply comes first."""
     content = orjson.dumps([list(prompt), sorted((first, second)), objective])
@@ -62,7 +71,7 @@ def pair_row(
         "first_about": about[0],
         "second_about": about[1],
         "gap": gap,
-        "at": time.time(),
+        "at": time.time() if at is None else at,
     }
 
 

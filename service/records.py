@@ -47,11 +47,11 @@ class Records:
         self._runtime = runtime
         self._log = log
         self._wanted: dict[str, bool] = {}
-        self._known: OrderedDict[str, str] = OrderedDict()
+        self._known: OrderedDict[str, tuple[str, str]] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def policy_of(self, completion_id: str) -> str | None:
-        """The policy of a completion that this gateway gave not long ago."""
+    def policy_of(self, completion_id: str) -> tuple[str, str] | None:
+        """Name and digest of the policy of a completion that this gateway gave not long ago."""
         return self._known.get(completion_id)
 
     def concerns(self, served: Served) -> bool:
@@ -73,7 +73,7 @@ class Records:
         if not outcome.completion_id:
             return
         self._writer.put("completions", row_of(outcome))
-        self._known[outcome.completion_id] = outcome.policy
+        self._known[outcome.completion_id] = (outcome.policy, outcome.policy_digest)
         if len(self._known) > KNOWN:
             self._known.popitem(last=False)
 

@@ -27,7 +27,7 @@ class Decision(BaseModel):
 
     decision: Literal["upheld", "overturned", "open"]
     expected: Status = "open"
-    note: str = Field(default="", max_length=2_000)
+    note: str = Field(default="", max_length=2_000, pattern=r"^[^\x00]*$")
 
 
 class ReviewItem(BaseModel):

@@ -132,16 +132,28 @@ class GenerationEndpoint:
         if request.model in self._experiments.live:
             assignment = self._experiments.assign(request, call, self._kind)
         served = assignment.served if assignment else self._catalog.get(request.model, call.caller)
-        _check_policy(request, served)
-        self._admission.check(served)
-        call.policy = served.name
         call.stream = bool(request.stream)
+        try:
+            _check_policy(request, served)
+            self._admission.check(served)
+        except ApiError as error:
+            if assignment is not None:
+                refused = Generation(self._kind, call, served, request, payload, {}, assignment=assignment)
+                self._note_refusal(refused, error)
+            raise
+        call.policy = served.name
         headers = {"x-request-id": call.id}
         for name in FORWARDED:
             value = header(scope, name)
             if value is not None:
                 headers[name.decode()] = value.decode("latin-1")
         return Generation(self._kind, call, served, request, payload, headers, assignment=assignment)
+
+    def _note_refusal(self, generation: Generation, error: ApiError) -> None:
+        """An arm that turns requests away fails them, or a ramp would go on while its callers get nothing."""
+        generation.call.state, generation.call.error = "failed", error.code or error.type
+        self._outcomes.begin(generation)
+        self._outcomes.end(generation)
 
     def _cast_shadows(self, generation: Generation, assignment: Assignment, body: bytes) -> None:
         """Have other policies answer the same request, to nobody; the caller has had the reply."""

@@ -149,6 +149,11 @@ def _speak_openai(site: FastAPI) -> None:
         field = ".".join(str(part) for part in first["loc"][1:])
         return answer(BadRequest(f"{field}: {first['msg']}", param=field or None))
 
+    @site.exception_handler(Exception)  # which goes on from here to the gateway's log
+    async def unexpected(request: Request, _: Exception) -> Response:
+        name = request.scope["keel"].id
+        return answer(ApiError(f"an internal error occurred; the gateway's log has it under {name}"))
+
     @site.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
         path = request.url.path

@@ -32,6 +32,7 @@ REPORT = "service.experiments.report"
 LEASE_SECONDS = 15.0
 TICK_SECONDS = 0.5
 TRIES = 5
+DRAWN = ("at", "arms", "shadows", "mismatch")  # of a look, over time
 
 Change = Callable[[State, Event], State]
 
@@ -241,7 +242,7 @@ class Control:
             epoch = state.epoch if state else 0
             report = await store.last_look(connection, name, epoch)
             history = await store.history(connection, name) if looks else []
-            earlier = await store.looks_over_time(connection, name, epoch) if looks else []
+            earlier = await store.looks_over_time(connection, name, epoch, DRAWN) if looks else []
         spec = live.spec
         waits = missing(spec, state, report, time.time()) if state and report else []
         shown: dict[str, Any] = {
@@ -272,10 +273,6 @@ class Control:
             "look": report,
         }
         if looks:
-            shown |= {"looks": [_slim(one) for one in earlier], "history": history}
+            drawn = [{**one, "mismatch": one["mismatch"]["p"]} for one in earlier]
+            shown |= {"looks": drawn, "history": history}
         return shown
-
-
-def _slim(report: dict[str, Any]) -> dict[str, Any]:
-    """What is drawn over time."""
-    return {key: report[key] for key in ("at", "arms", "shadows")} | {"mismatch": report["mismatch"]["p"]}

@@ -16,6 +16,8 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 if TYPE_CHECKING:
     from sqlalchemy import URL, Connection
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -111,7 +113,7 @@ def _refused(error: BaseException | None) -> str:
 
     SQLAlchemy has no name for these. The driver's own message repeats the value, and is not told.
     """
-    from asyncpg.exceptions import DataError, PostgresError
+    from asyncpg.exceptions import DataError, PostgresError  # type: ignore[import-untyped]
 
     cause = error.__cause__ if error is not None else None
     if isinstance(cause, DataError):
@@ -132,6 +134,7 @@ def _engine(url: URL, **options: Any) -> AsyncEngine:
     from sqlalchemy import event
     from sqlalchemy.ext.asyncio import create_async_engine
 
+    options |= {"json_serializer": _to_json, "json_deserializer": _from_json}
     if url.get_backend_name() != "sqlite":
         return create_async_engine(url, pool_size=5, max_overflow=5, pool_pre_ping=True, **options)
     engine = create_async_engine(url, connect_args={"timeout": BUSY_SECONDS}, **options)
@@ -151,6 +154,16 @@ def _engine(url: URL, **options: Any) -> AsyncEngine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if change else "BEGIN")
 
     return engine
+
+
+def _to_json(value: Any) -> str:
+    """As JSON columns hold it; numbers may be numpy's, and names SQLAlchemy's."""
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS).decode()
+
+
+def _from_json(value: Any) -> Any:
+    """What a JSON column holds; SQLite gives numbers as such."""
+    return orjson.loads(value) if isinstance(value, str | bytes) else value
 
 
 def _prepare(given: str) -> AsyncEngine:

@@ -6,11 +6,26 @@ late. So the lease only saves work: two gateways that both believe they hold it 
 
 from __future__ import annotations
 
+import asyncio
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import JSON, Column, Double, Index, Integer, String, Table, Text, delete, select, update
+import orjson
+from sqlalchemy import (
+    JSON,
+    Column,
+    Double,
+    Index,
+    Integer,
+    String,
+    Table,
+    Text,
+    cast,
+    delete,
+    select,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.experiments.state import Event, State
@@ -95,7 +110,7 @@ async def history(connection: AsyncConnection, name: str, limit: int = 200) -> l
     """What happened, the latest first."""
     wanted = select(events).where(events.c.experiment == name).order_by(events.c.at.desc()).limit(limit)
     return [
-        {key: value for key, value in row.items() if key not in ("id", "experiment")}
+        {str(key): value for key, value in row.items() if key not in ("id", "experiment")}
         for row in (await connection.execute(wanted)).mappings()
     ]
 
@@ -119,15 +134,24 @@ async def last_look(connection: AsyncConnection, name: str, epoch: int) -> dict[
 
 
 async def looks_over_time(
-    connection: AsyncConnection, name: str, epoch: int, limit: int = 200
+    connection: AsyncConnection, name: str, epoch: int, keys: Sequence[str], limit: int = 200
 ) -> list[dict[str, Any]]:
-    """Reports of an epoch, the earliest first, at most `limit` of them, evenly spread."""
+    """What reports of an epoch say under `keys`, the earliest first, at most `limit` of them, evenly spread.
+
+    They are long, and are read in a thread.
+    """
     mine = (looks.c.experiment == name) & (looks.c.epoch == epoch)
     ids = [row[0] for row in await connection.execute(select(looks.c.id).where(mine).order_by(looks.c.at))]
     stride = -(-len(ids) // limit) if ids else 1
     chosen = ids[::-1][::stride]
-    rows = await connection.execute(select(looks.c.report).where(looks.c.id.in_(chosen)).order_by(looks.c.at))
-    return [row[0] for row in rows]
+    raw = select(cast(looks.c.report, Text)).where(looks.c.id.in_(chosen)).order_by(looks.c.at)
+    texts = (await connection.execute(raw)).scalars().all()
+
+    def read() -> list[dict[str, Any]]:
+        reports = map(orjson.loads, texts)
+        return [{key: report[key] for key in keys} for report in reports]
+
+    return await asyncio.to_thread(read)
 
 
 async def take_lease(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -17,6 +18,7 @@ from service.active import OVERLAP, Candidate, choose
 from service.agreement import alpha
 from service.auth import KeyFile
 from service.commands import app
+from service.pairing import pairs_of
 from tests.service.conftest import Running, Serve
 from tests.service.test_feedback import KEEPING, completed
 from training.data.feedback import main, read_feedback
@@ -119,9 +121,14 @@ def test_pairs_that_are_none(tmp_path: Path, line: str) -> None:
 
 
 async def test_everything_kept_goes_round_into_training(
-    serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Thumbs, scores, corrections, preferences, mined pairs and reviews: out, and read by what trains."""
+    threads: list[threading.Thread] = []
+    monkeypatch.setattr(
+        "service.comparisons.pairs_of",
+        lambda kept: threads.append(threading.current_thread()) or pairs_of(kept),
+    )
     (rita, _) = raters(tmp_path)
     async with serve({"keeping": KEEPING}, admin_key=ADMIN) as keel:
         first = await completed(keel, "keeping", "How are you?", "I am well.")
@@ -137,6 +144,9 @@ async def test_everything_kept_goes_round_into_training(
         await keel.gateway.writer.flush()
         pair = (await next_pair(keel, rita))["pair"]
         assert set(pair["replies"].values()) == {"I am well.", "Go away."}
+        assert (
+            threads and threading.current_thread() not in threads
+        )  # texts are long, and the loop is everybody's
         side = next(name for name, reply in pair["replies"].items() if reply == "I am well.")
         await judge(keel, rita, pair, choice=side, strength=1)
         out = tmp_path / "out.jsonl"

@@ -37,6 +37,22 @@ async def post_raw(keel: Running, raw: bytes, seconds: float = 5) -> bytes:
     return answer
 
 
+async def test_what_nobody_thought_of_is_an_error_like_any_other(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serve(admin_key=ADMIN) as keel:
+
+        async def fails(*_: Any, **__: Any) -> None:
+            raise KeyError("a conversation")
+
+        monkeypatch.setattr(keel.gateway.reviews, "list", fails)
+        status, body, response = await keel.get("/admin/v1/reviews", bearer(ADMIN))
+        error = json.loads(body)["error"]
+        assert (status, error["code"]) == (500, "internal_error")
+        assert response.headers["x-request-id"] in error["message"]
+        assert "conversation" not in error["message"]
+
+
 # Keys
 
 

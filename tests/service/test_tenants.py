@@ -49,3 +49,36 @@ async def test_the_key_decides_and_the_reply_says_so(serve: Serve, tmp_path: Pat
         assert b"#" not in page
         _, page, _ = await keel.get("/admin/v1/policies", {"authorization": f"Bearer {ADMIN}"})
         assert b'"tenant":"acme"' in page
+
+
+KEEPING = """
+feedback: {store: text}
+adjustable: [{setting: feedback.store}, {setting: refusal}]
+"""
+PRIVATE = """\
+tenant: acme
+keys: [acme-web]
+policies: {mine: {feedback.store: none}}
+"""
+
+
+async def test_what_a_tenant_lets_be_kept_is_the_tenants_to_say(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "tenants").mkdir()
+    file = tmp_path / "tenants" / "acme.yaml"
+    file.write_text(PRIVATE)
+    keys = KeyFile(tmp_path / "state" / "keys.json")
+    acme, other = ({"authorization": f"Bearer {keys.create(name)}"} for name in ("acme-web", "other"))
+    async with serve({"mine": KEEPING}, tenants=[tmp_path / "tenants"], admin_key=ADMIN) as keel:
+        asked = {"model": "mine", "messages": [{"role": "user", "content": "hi"}]}
+        for number, (who, left_out) in enumerate(((other, []), (acme, ["comment"]))):
+            keel.upstream.default = fake.answer({**fake.completion("Hello."), "id": f"chatcmpl-{number}"})
+            _, answer, _ = await keel.post("/v1/chat/completions", asked, who)
+            said = {"completion_id": answer["id"], "thumb": "up", "comment": "Between us."}
+            _, receipt, _ = await keel.post("/v1/feedback", said, who)
+            assert receipt["not_stored"] == left_out
+        # A variant that is not there any more leaves its replies to the strictest of what is.
+        file.write_text(PRIVATE.replace("none}", "none, refusal: No.}"))
+        status, _, _ = await keel.post("/admin/v1/policies/reload", {}, {"authorization": f"Bearer {ADMIN}"})
+        assert status == 200
+        _, receipt, _ = await keel.post("/v1/feedback", said, acme)
+        assert receipt["not_stored"] == ["comment"]

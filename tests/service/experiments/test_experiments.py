@@ -123,6 +123,22 @@ async def test_an_arm_that_crosses_its_limit_is_taken_back_by_itself(trying: Try
         assert 'keel_experiment_changes_total{action="roll_back",experiment="test"} 1.0' in page
 
 
+async def test_an_arm_that_turns_requests_away_is_taken_back_too(trying: Trying) -> None:
+    limits = "limits: [{metric: error_rate, max: 0.2}]\n"
+    async with trying(TWO + RAMP + limits, other="streaming: refuse\n") as keel:
+        body = {"model": "test", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
+        refused = 0
+        for number in range(60):
+            async with keel.session.post(
+                keel.url + "/v1/chat/completions", json=body, headers={"x-session-id": str(number)}
+            ) as response:
+                await response.read()
+                refused += response.status == 400
+        assert 0 < refused < 60
+        found = await eventually(keel, lambda o: o["status"] == "rolled_back")
+        assert "new: error_rate max 0.2: 1, surely within" in found["reason"]
+
+
 async def test_a_new_gateway_goes_on_where_the_old_one_was(trying: Trying) -> None:
     async with trying(TWO) as keel:
         status, _, _ = await keel.post("/admin/v1/experiments/test/rollback", {"reason": "bad"}, ADMIN)
