@@ -77,13 +77,16 @@ def ramp(
 @experiments_app.command()
 def approve(
     name: NameArgument,
+    step: Annotated[
+        int | None, typer.Option(min=1, help="Only if this is the one; default: what waits.")
+    ] = None,
     reason: ReasonOption = "",
     config: ConfigOption = None,
     url: UrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Let the ramp take the step that waits for approval."""
-    _decide(config, url, name, "approve", {"reason": reason}, as_json)
+    _decide(config, url, name, "approve", {"reason": reason, "step": step}, as_json)
 
 
 @experiments_app.command()
@@ -223,6 +226,7 @@ def _page(one: Mapping[str, Any]) -> Group:
     if look["limits"] or look["gates"]:
         parts.append(_bounds(look))
     parts.append(Text.assemble("units as planned: ", _mismatch(look)))
+    parts += [_segments(one, name, rows) for name, rows in look["segments"].items() if len(rows) > 1]
     parts.append(_history(one["history"][:10]))
     return Group(*parts)
 
@@ -237,6 +241,17 @@ def _arms(one: Mapping[str, Any], look: Mapping[str, Any]) -> Table:
     for metric in one["metrics"]:
         if any(arm["metrics"][metric]["estimate"] is not None for arm in arms):
             table.add_row(metric, *(_cell(arm, metric) for arm in arms))
+    return table
+
+
+def _segments(one: Mapping[str, Any], dimension: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """A dimension's values, a row for each arm."""
+    metrics = [name for name in one["metrics"] if name in rows[0]["arms"][0]["metrics"]]
+    table = Table(dimension, "arm", "units", *metrics, title=f"by {dimension}, for looking")
+    for row in rows:
+        for arm in row["arms"]:
+            seen = (_interval(arm["metrics"][name]) for name in metrics)
+            table.add_row(row["value"], arm["name"], str(arm["units"]), *seen)
     return table
 
 

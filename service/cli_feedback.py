@@ -104,7 +104,9 @@ def _pair(line: bytes, where: str) -> dict[str, Any]:
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     if not isinstance(turns, list) or not turns or not all(map(_is_turn, turns)):
         _fail(f"{where}: 'prompt' must be a text, or a list of messages with 'role' and 'content'")
-    if not all(isinstance(reply, str) and reply.strip() for reply in (first, second)) or first == second:
+    if not all(isinstance(reply, str) and reply.strip() for reply in (first, second)) or (
+        str(first).strip() == str(second).strip()
+    ):
         _fail(f"{where}: 'first' and 'second' must be two different texts")
     gap, objective = given.get("gap"), given.get("objective", "overall")
     if not (gap is None or isinstance(gap, int | float)) or not isinstance(objective, str):

@@ -282,6 +282,8 @@ def _unfit(prompt: Any, replies: Any, single: bool = True) -> str | None:
         return "of requests with several choices"
     if any(not reply.strip() for reply in replies):
         return "of empty replies"
+    if not single and len({reply.strip() for reply in replies}) < len(replies):
+        return "of equal replies"
     turns = [turn["role"] for turn in prompt]
     talk = turns[1:] if turns[0] == "system" else turns
     expected = ["user", "assistant"] * len(talk)

@@ -21,8 +21,9 @@ def pairs_of(kept: Sequence[Row]) -> Iterable[Row]:
     for row in kept:
         for reply in row["replies"]:
             group = by_prompt.setdefault(row["prompt_digest"], [])
-            if reply.strip() and all(reply != known for known, _ in group):
-                group.append((reply, row))
+            text = reply.strip()
+            if text and all(text != known for known, _ in group):
+                group.append((text, row))
     for group in by_prompt.values():
         for (first, one), (second, other) in itertools.pairwise(group):
             same = one["completion_id"] == other["completion_id"]

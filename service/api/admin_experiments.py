@@ -17,7 +17,7 @@ from service.experiments.state import State
 
 
 class Decision(BaseModel):
-    """Why, for the history; `arm` for `promote`, `step` (from 1) for `ramp`."""
+    """Why, for the history; `arm` for `promote`; `step` (from 1) for `ramp`, for `approve` the one meant."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -94,9 +94,10 @@ def experiment_routes(state: HasHouse) -> APIRouter:
 
 def _act(control: Control, name: str, action: Action, actor: str, decision: Decision) -> Awaitable[State]:
     reason = decision.reason or f"{action} by {actor}"
+    step = None if decision.step is None else decision.step - 1
     match action:
         case "approve":
-            return control.approve(name, actor, reason)
+            return control.approve(name, actor, reason, step)
         case "promote":
             return control.promote(name, actor, reason, decision.arm)
         case "rollback":
@@ -104,4 +105,4 @@ def _act(control: Control, name: str, action: Action, actor: str, decision: Deci
         case "stop":
             return control.stop(name, actor, reason)
         case "ramp":
-            return control.ramp(name, actor, reason, None if decision.step is None else decision.step - 1)
+            return control.ramp(name, actor, reason, step)

@@ -152,11 +152,14 @@ class Control:
 
     # People
 
-    async def approve(self, name: str, actor: str, reason: str) -> State:
-        """Let the ramp take the step that waits. Raises `NotFound`, `NotPossible`, `StoreError`, like all."""
+    async def approve(self, name: str, actor: str, reason: str, step: int | None = None) -> State:
+        """Let the ramp take the step that waits, if it is the one that is named (from 0).
+
+        Raises `NotFound`, `NotPossible`, `StoreError`, like all.
+        """
         spec = self._spec(name)
         return await self._change(
-            name, Event("approve", actor, time.time(), reason), lambda s, e: states.approve(s, spec, e)
+            name, Event("approve", actor, time.time(), reason), lambda s, e: states.approve(s, spec, step, e)
         )
 
     async def promote(self, name: str, actor: str, reason: str, arm: str | None = None) -> State:

@@ -90,10 +90,12 @@ def complete(state: State, event: Event) -> State:
     return replace(state, status="completed", reason=event.reason, revision=state.revision + 1)
 
 
-def approve(state: State, spec: ExperimentSpec, event: Event) -> State:
-    """The step that waits begins. Raises `NotPossible`."""
+def approve(state: State, spec: ExperimentSpec, step: int | None, event: Event) -> State:
+    """The step that waits begins; with `step` (from 0), only if it is that one. Raises `NotPossible`."""
     if state.status != "waiting":
         raise NotPossible(f"{spec.name!r} is {state.status}: there is nothing to approve")
+    if step is not None and step != state.step + 1:
+        raise NotPossible(f"step {state.step + 2} of {spec.name!r} waits for approval, not step {step + 1}")
     return to_step(state, spec, state.step + 1, event)
 
 

@@ -111,7 +111,7 @@ async def test_pairs_are_compared_blind_and_exported(serve: Serve, tmp_path: Pat
 
 @pytest.mark.parametrize(
     "line",
-    ["[]", "{", '{"prompt": "x", "first": "a"}', '{"prompt": "x", "first": "a", "second": "a"}',
+    ["[]", "{", '{"prompt": "x", "first": "a"}', '{"prompt": "x", "first": "a", "second": "a "}',
      '{"prompt": [{"role": "tool", "content": "x"}], "first": "a", "second": "b"}'],
 )  # fmt: skip
 def test_pairs_that_are_none(tmp_path: Path, line: str) -> None:

@@ -60,8 +60,11 @@ export async function* stream(path, body, signal, onHeaders) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   for (;;) {
-    const { done, value } = await reader.read();
-    if (done) return;
+    const { done, value } = await reader.read().catch((error) => {
+      if (error.name === "AbortError") throw error;
+      return { done: true };
+    });
+    if (done) throw new Error("The connection was lost before the reply was complete.");
     text += value;
     const events = text.split("\n\n");
     text = events.pop();

@@ -91,9 +91,9 @@ export function ask(title, body, confirm, kind = "primary") {
   });
 }
 
-/** Whether a key press is meant for the page and not for a field or a dialog. */
+/** Whether a key press is meant for the page and not for a field or a dialog. A key that is held down is one. */
 export function isShortcut(event) {
-  if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return false;
+  if (event.repeat || event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return false;
   return !event.target.closest("input, select, textarea, [contenteditable]");
 }
 

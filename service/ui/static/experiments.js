@@ -40,12 +40,14 @@ export async function show(main) {
 }
 
 async function draw(page) {
+  const { name } = page;
   try {
-    const experiment = await get(`/admin/v1/experiments/${encodeURIComponent(page.name)}`);
-    page.metric ??= experiment.metrics[0];
+    const experiment = await get(`/admin/v1/experiments/${encodeURIComponent(name)}`);
+    if (page.name !== name) return; // another was chosen meanwhile
+    if (!experiment.metrics.includes(page.metric)) [page.metric] = experiment.metrics;
     replace(page.detail, summary(experiment, page), figures(experiment, page), history(experiment.history));
   } catch (error) {
-    replace(page.detail, failure(error, () => draw(page)));
+    if (page.name === name) replace(page.detail, failure(error, () => draw(page)));
   }
 }
 
@@ -81,14 +83,14 @@ function bounds(look) {
 }
 
 function actions(experiment, page) {
-  const act = async (action, title, text, { arms = null, kind = "primary" } = {}) => {
+  const act = async (action, title, text, { arms = null, kind = "primary", step = null } = {}) => {
     const body = h("div.stack", null, h("p", null, text),
       arms && h("div.field", null, h("label", { for: "arm" }, "Arm"), h("select", { id: "arm", name: "arm" }, arms.map((arm) => h("option", { value: arm }, arm)))),
       h("div.field", null, h("label", { for: "reason" }, "Why"), h("textarea", { id: "reason", name: "reason", rows: 2, maxlength: 500 })));
     const answer = await ask(title, body, title, kind);
     if (!answer) return;
     try {
-      await post(`/admin/v1/experiments/${encodeURIComponent(experiment.name)}/${action}`, { reason: answer.reason, ...(answer.arm ? { arm: answer.arm } : {}) });
+      await post(`/admin/v1/experiments/${encodeURIComponent(experiment.name)}/${action}`, { reason: answer.reason, ...(answer.arm ? { arm: answer.arm } : {}), ...(step ? { step } : {}) });
       toast(ACTIONS[action]);
     } catch (error) {
       toast(error.message);
@@ -96,9 +98,10 @@ function actions(experiment, page) {
     await draw(page);
   };
   const live = LIVE.includes(experiment.status);
+  const coming = experiment.ramp?.steps[experiment.ramp.step + 1];
   const others = experiment.arms.map((arm) => arm.name).filter((name) => name !== experiment.control);
   return h("div.row", null,
-    experiment.status === "waiting" && h("button.primary", { type: "button", onclick: () => act("approve", "Approve the next step", "More of the traffic goes to the new arm.") }, "Approve the next step"),
+    experiment.status === "waiting" && h("button.primary", { type: "button", onclick: () => act("approve", "Approve the next step", `${coming} % of the units go to ${experiment.ramp.arm}.`, { step: experiment.ramp.step + 2 }) }, `Approve ${coming} %`),
     live && h(experiment.status === "completed" ? "button.primary" : "button", { type: "button", onclick: () => act("promote", "Promote", "All traffic goes to this arm.", { arms: others }) }, "Promote"),
     live && h("button.danger", { type: "button", onclick: () => act("rollback", "Roll back", `All traffic goes back to ${experiment.control}.`, { kind: "danger" }) }, "Roll back"),
     live && h("button.quiet", { type: "button", onclick: () => act("stop", "Stop", `The experiment ends, and ${experiment.control} answers.`, { kind: "danger" }) }, "Stop"),
@@ -123,7 +126,15 @@ function figures(experiment, page) {
     h("div.scroll-x", { tabindex: 0, role: "region", "aria-label": "Arms" }, h("table", null,
       h("thead", null, h("tr", null, ["Arm", "Units", "Requests", readable(page.metric), "Against the control"].map((name) => h("th", { scope: "col" }, name)))),
       h("tbody", null, [...look.arms, ...look.shadows].map((arm) => h("tr", null, h("th", { scope: "row" }, arm.name), h("td", null, arm.units), h("td", null, arm.requests), h("td", null, spoken(arm.metrics[page.metric], format)), h("td", null, arm.against_control?.[page.metric] ? spoken(arm.against_control[page.metric], format) : "–")))))),
+    segments(look, page.metric, format),
     h("p.help", null, `Looked at ${ago(look.at)}. Intervals hold at all looks at once with ${percent(1 - experiment.alpha)}, for each metric.`));
+}
+
+function segments(look, metric, format) {
+  const rows = Object.entries(look.segments).filter(([, values]) => values.length > 1).flatMap(([dimension, values]) =>
+    values.flatMap(({ value, arms }) => arms.filter((arm) => arm.metrics[metric]).map((arm) => h("tr", null, h("th", { scope: "row" }, `${readable(dimension)}: ${readable(value)}`), h("td", null, arm.name), h("td", null, arm.units), h("td", null, spoken(arm.metrics[metric], format))))));
+  return rows.length > 0 && h("details", null, h("summary", null, "By kind of request"), h("div.scroll-x", { tabindex: 0, role: "region", "aria-label": "Segments" }, h("table", null,
+    h("thead", null, h("tr", null, ["Segment", "Arm", "Units", readable(metric)].map((name) => h("th", { scope: "col" }, name)))), h("tbody", null, rows))));
 }
 
 function history(events) {

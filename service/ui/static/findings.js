@@ -2,7 +2,7 @@
 
 import { h } from "./dom.js";
 
-const KINDS = { block: "bad", escalate: "bad", redact: "warn", mask: "warn", hash: "warn", rewrite: "warn", allow: "accent" };
+const KINDS = { block: "bad", escalate: "bad", redact: "warn", mask: "warn", hash: "warn", rewrite: "warn", log: "accent", allow: "accent" };
 const STATUS = { passed: ["good", "Passed"], modified: ["warn", "Changed"], blocked: ["bad", "Blocked"] };
 
 export function actionKind(action) {
@@ -53,7 +53,7 @@ export function placed(text, findings) {
   let shift = 0;
   const out = [];
   for (const finding of [...findings].sort((a, b) => a.start - b.start)) {
-    if (finding.action === "allow") {
+    if (finding.action === "allow" || finding.action === "log") {
       out.push({ ...finding, start: finding.start + shift, end: finding.end + shift });
       continue;
     }

@@ -206,7 +206,7 @@ class Playground {
     }
     const report = error instanceof ApiError ? error.guardrails : null;
     if (!report) {
-      replace(turn.said, h("p.note.bad", null, error.message));
+      replace(turn.said, turn.text, h("p.note.bad", null, error.message));
       return;
     }
     const place = `messages[${this.messages.length + (this.system.value.trim() ? 1 : 0)}].content`;

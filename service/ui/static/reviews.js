@@ -34,9 +34,11 @@ class Reviews {
 
   async load() {
     replace(this.place, loading());
+    const wanted = `status=${this.status}${this.stage.value ? `&stage=${this.stage.value}` : ""}`;
+    this.wanted = wanted;
     try {
-      const stage = this.stage.value ? `&stage=${this.stage.value}` : "";
-      const answer = await get(`/admin/v1/reviews?status=${this.status}${stage}`);
+      const answer = await get(`/admin/v1/reviews?${wanted}`);
+      if (this.wanted !== wanted) return; // something else was chosen meanwhile
       this.items = answer.items;
       this.waiting(answer.open);
       this.draw(0);

@@ -96,7 +96,10 @@ async def test_a_ramp_goes_up_waits_for_a_person_and_completes(trying: Trying) -
             await ask(keel, str(number))
         found = await eventually(keel, lambda o: o["status"] == "waiting")
         assert "100 % needs approval" in found["reason"]
-        status, answer, _ = await keel.post("/admin/v1/experiments/test/approve", {"reason": "fine"}, ADMIN)
+        approve = "/admin/v1/experiments/test/approve"
+        status, answer, _ = await keel.post(approve, {"step": 1}, ADMIN)  # looked at before it went on
+        assert (status, "step 2" in answer["error"]["message"]) == (409, True)
+        status, answer, _ = await keel.post(approve, {"reason": "fine", "step": 2}, ADMIN)
         assert (status, answer["status"], answer["shares"]) == (200, "running", {"control": 0.0, "new": 1.0})
         assert (await ask(keel, "later"))[0] == "new"
         for number in range(15):

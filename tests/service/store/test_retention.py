@@ -62,3 +62,9 @@ def test_a_pair_is_as_old_as_the_older_of_its_texts() -> None:
         {**text, "completion_id": name, "replies": [name], "at": at} for name, at in (("x", 5.0), ("y", 3.0))
     ]
     assert [pair["at"] for pair in pairs_of(kept)] == [3.0]
+
+
+def test_replies_that_differ_in_white_space_are_no_pair() -> None:
+    text = {"prompt_digest": "d", "prompt": [], "replies": ["Yes.", " Yes.\n", "No."], "completion_id": "c"}
+    text |= {"policy": "p", "checkpoint": None, "arm": None, "at": 1.0}
+    assert [(pair["first"], pair["second"]) for pair in pairs_of([text])] == [("Yes.", "No.")]

@@ -8,7 +8,7 @@ import time
 
 import httpx
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.service.ui.checks import check_page, tab_through
 from tests.service.ui.conftest import HOSTILE, NewVisit, Site
@@ -118,6 +118,22 @@ def test_a_reviewer_who_comes_second_is_told(visit: NewVisit, site: Site) -> Non
     expect(page.locator(".toast")).to_contain_text("it is overturned already")
 
 
+def test_a_key_that_is_held_down_decides_once(visit: NewVisit, site: Site) -> None:
+    for number in range(3):
+        blocked(site, f"Project zephyr, {number}.")
+    page = visit().log_in(site.admin, "reviews")
+    waiting = page.locator(".page-head .chip")
+    count = int(waiting.inner_text().split()[0])
+    page.keyboard.down("o")
+    expect(waiting).to_contain_text(f"{count - 1} ")
+    for _ in range(3):
+        page.keyboard.down("o")  # the keyboard's own repetition
+    page.keyboard.up("o")
+    page.keyboard.press("u")
+    expect(waiting).to_contain_text(f"{count - 2} ")
+    assert site.get("/admin/v1/reviews").json()["open"] == count - 2
+
+
 def test_experiments_are_seen_and_decided_about(visit: NewVisit, site: Site) -> None:
     message = {"model": "trial", "messages": [{"role": "user", "content": "Hello"}]}
     for number in range(24):
@@ -163,7 +179,31 @@ def test_experiments_that_were_applied_are_seen_too(visit: NewVisit, site: Site)
     expect(page.locator("main")).to_contain_text("Made without a file.")
     expect(page.locator("main")).to_contain_text("Applied by the admin API.")
     check_page(page)
+    late: list[Route] = []
+    page.route("**/admin/v1/experiments/trial", lambda route: late.append(route))
+    with page.expect_request("**/admin/v1/experiments/trial"):
+        page.get_by_role("button", name="trial").tap()
+    page.get_by_role("button", name="applied").tap()
+    expect(page.locator("main")).to_contain_text("Made without a file.")
+    with page.expect_response("**/admin/v1/experiments/trial"):
+        late[0].continue_()
+    page.wait_for_timeout(100)
+    expect(page.locator("main h2").first).to_have_text("applied")
     assert httpx.delete(where, headers=headers).status_code == 200
+
+
+def test_a_reply_that_is_cut_off_is_no_whole_one(visit: NewVisit, site: Site) -> None:
+    page = visit().log_in(site.admin, "playground")
+    chunk = {"id": "x", "choices": [{"index": 0, "delta": {"content": "Half a rep"}}]}
+    body = f"data: {json.dumps(chunk)}\n\n"
+    page.route(
+        "**/v1/chat/completions", lambda route: route.fulfill(body=body, content_type="text/event-stream")
+    )
+    page.get_by_label("Message").fill("Hello")
+    page.keyboard.press("Enter")
+    reply = page.get_by_role("article", name="Reply")
+    expect(reply).to_contain_text("Half a rep")
+    expect(reply).to_contain_text("The connection was lost")
 
 
 def test_thumbs_in_the_playground(visit: NewVisit, site: Site) -> None:
