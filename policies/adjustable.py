@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Self
 
 from pydantic import Field, JsonValue, model_validator
 
 from policies.base import Frozen
+from policies.errors import Loc
 
 OWNERS = frozenset({"name", "adjustable"})
 """Settings that no tenant can be given."""
@@ -22,8 +24,8 @@ class Adjustable(Frozen):
     setting: Annotated[str, Field(pattern=r"^[a-z_]+(\.[A-Za-z0-9._-]+)*$")]
     min: float | None = None
     max: float | None = None
-    one_of: tuple[JsonValue, ...] | None = None
-    at_least: tuple[str, ...] | None = None
+    one_of: Annotated[tuple[JsonValue, ...], Field(min_length=1)] | None = None
+    at_least: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -37,6 +39,29 @@ class Adjustable(Frozen):
         if self.min is not None and self.max is not None and self.min > self.max:
             raise ValueError(f"no number is at least {self.min:g} and at most {self.max:g}")
         return self
+
+    def limits(self) -> Iterator[tuple[Loc, JsonValue]]:
+        """The values that this rule names, and where."""
+        for key in ("min", "max"):
+            bound = getattr(self, key)
+            if bound is not None:
+                yield (key,), int(bound) if bound == int(bound) else bound
+        for index, value in enumerate(self.one_of or ()):
+            yield ("one_of", index), value
+        if self.at_least is not None:
+            yield ("at_least",), list(self.at_least)
+
+    def nearest(self, value: JsonValue) -> JsonValue:
+        """What is allowed and comes nearest to `value`; None where nothing is near."""
+        if self.at_least is not None:
+            held = value if isinstance(value, list) else []
+            return [*held, *(one for one in self.at_least if one not in held)]
+        bounded = isinstance(value, int | float) and not isinstance(value, bool)
+        if not bounded or (self.min is None and self.max is None):
+            return value if self.objection(value) is None else None
+        assert isinstance(value, int | float)  # noqa: S101 - seen above
+        low = value if self.min is None else max(value, self.min)
+        return low if self.max is None else min(low, self.max)
 
     def objection(self, value: JsonValue) -> str | None:
         """Why `value` is not allowed; None where it is."""

@@ -8,10 +8,13 @@ sent.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from policies.errors import Problem
 
 XARG = "keel_constraints"
 
@@ -56,9 +59,28 @@ class Constraint(BaseModel):
             raise ValueError("the 'bias' of 'require' is against ending, so it is negative")
         return self
 
+    def finds(self, phrase: str, text: str) -> bool:
+        """Whether one of this rule's phrases stands in `text`, as the rule compares."""
+        if not self.case_sensitive:
+            phrase, text = phrase.casefold(), text.casefold()
+        left, right = (r"(?<!\w)" if phrase[0].isalnum() else "", r"(?!\w)" if phrase[-1].isalnum() else "")
+        edges = (left, right) if self.whole_words else ("", "")
+        return re.search(f"{edges[0]}{re.escape(phrase)}{edges[1]}", text) is not None
+
     @property
     def all_phrases(self) -> tuple[str, ...]:
         return self.ban or self.require or self.phrases
+
+
+def contradictions(rules: Sequence[Constraint]) -> Iterator[Problem]:
+    """Phrases that must be said and can't, as a banned one stands in them."""
+    banned = [(rule, phrase) for rule in rules for phrase in rule.ban]
+    for index, rule in enumerate(rules):
+        for place, phrase in enumerate(rule.require):
+            inside = next((ban for by, ban in banned if by.finds(ban, phrase)), None)
+            if inside is not None:
+                message = f"{phrase!r} must be said and can't be: {inside!r}, which stands in it, is banned"
+                yield Problem(("constraints", index, "require", place), message)
 
 
 def to_wire(constraints: Iterable[Constraint]) -> str:

@@ -22,7 +22,7 @@ from policies.explain import dotted, explain, place
 from policies.references import judges, references
 from policies.registry import RegistryError
 from policies.spec import ModelRef, PolicySpec
-from policies.tenants import TenantFile, TenantSpec, unknown_settings, variants
+from policies.tenants import TenantFile, TenantSpec, adapted, adjustable_problems, variants
 from policies.watch import Fingerprint, fingerprint, policy_files, settled_changes
 
 SHIPPED = Path(__file__).parent / "library"
@@ -94,7 +94,7 @@ def load_policy(
         raise PolicyError(explain(error, document, path)) from None
     if model is not None:
         spec = spec.with_model(model)
-    problems = [*_problems(spec, registry, check), *unknown_settings(spec)]
+    problems = [*_problems(spec, registry, check), *adjustable_problems(spec)]
     if problems:
         raise PolicyError(place(problem, document, path) for problem in problems)
     return LoadedPolicy.of(spec, path)
@@ -246,7 +246,8 @@ class PolicyLibrary:
         return files, faults
 
     def _variants(self, owners: Mapping[str, LoadedPolicy], faults: list[Fault]) -> dict[str, LoadedPolicy]:
-        """The tenants' own policies. One that can't be had anew is still what it was, if there was one."""
+        """The tenants' own policies. One that can't be had anew is what it was, if there was one and the
+        owner's is what it was; else it is the owner's new one, as near to the tenant's changes as may be."""
         tenants = dict(self._read_tenants(faults))
         self._tenant_files = tenants
 
@@ -262,11 +263,25 @@ class PolicyLibrary:
         faults += wrong
         kept = {file.path for file in tenants.values()} & {fault.path for fault in wrong}
         former = {
-            name: policy
+            name: self._standing(policy, owners[policy.name])
             for name, policy in self._policies.items()
-            if policy.tenant is not None and policy.path in kept and policy.name in owners
+            if name not in found
+            and policy.tenant is not None
+            and policy.path in kept
+            and policy.name in owners
         }
         return former | found
+
+    def _standing(self, variant: LoadedPolicy, owners: LoadedPolicy) -> LoadedPolicy:
+        """A variant whose file doesn't go with the owner's policy any more."""
+        before = self._policies.get(owners.name)
+        if before is not None and before.digest == owners.digest:
+            return variant
+        assert variant.tenant is not None  # noqa: S101 - it is a tenant's
+        spec = adapted(owners.spec, variant.tenant)
+        if [*_problems(spec, self._registry, self._check)]:
+            spec = owners.spec
+        return LoadedPolicy.of(spec, variant.path, variant.tenant)
 
     def _read_tenants(self, faults: list[Fault]) -> Iterator[tuple[Path, TenantFile]]:
         for folder in self._tenants:

@@ -56,6 +56,14 @@ def level_problems(loc: Loc, levels: Sequence[Level]) -> Iterator[Problem]:
             yield Problem((*place, "action"), message)
 
 
+def idle_penalties(loc: Loc, levels: Sequence[Level]) -> Iterator[Problem]:
+    """Penalties where no candidates are compared: they would do nothing, in silence."""
+    for index, level in enumerate(levels):
+        if level.penalty:
+            message = "a 'penalty' is taken off the scores of candidates: it needs 'rerank', under 'output'"
+            yield Problem((*loc, index, "penalty"), message)
+
+
 def ladder_problems(levels: Levels, categories: Mapping[str, Levels]) -> Iterator[Problem]:
     """The same over a guard's own ladder and those of its categories."""
     yield from level_problems(("levels",), levels)

@@ -15,12 +15,12 @@ from pydantic import Field, model_validator
 from policies.adjustable import Adjustable
 from policies.alignment import RerankSpec, ReviseSpec
 from policies.base import Frozen, Name, Upstream
-from policies.constraints import Constraint
+from policies.constraints import Constraint, contradictions
 from policies.errors import Loc, Problem, located
 from policies.guards import GuardBase, OnError, Probability, ScoredBase
 from policies.judge import JudgeSpec
 from policies.records import FeedbackSpec, ReviewSpec
-from policies.severity import Level, Levels
+from policies.severity import Level, Levels, idle_penalties
 
 ActionName = Literal["allow", "log", "redact", "mask", "hash", "rewrite", "escalate", "block"]
 Role = Literal["system", "developer", "user", "assistant", "tool"]
@@ -262,6 +262,8 @@ class PolicySpec(Frozen):
             *self._never_flagged(),
             *self._cut_constraints(),
             *self._unmixable(),
+            *self._idle_penalties(),
+            *contradictions(self.constraints),
         ]
         if problems:
             raise located(problems)
@@ -355,6 +357,14 @@ class PolicySpec(Frozen):
                 "'flagged' revises what a guard under 'output' has found something in, and there is none: "
                 "add one, or set 'when: always'",
             )
+
+    def _idle_penalties(self) -> Iterator[Problem]:
+        inputs = ((("input", index), guard) for index, guard in enumerate(self.input))
+        for loc, guard in (*inputs, *(() if self.rerank is not None else self._output_guards())):
+            if isinstance(guard, ScoredBase):
+                yield from idle_penalties((*loc, "levels"), guard.levels)
+                for label, levels in guard.categories.items():
+                    yield from idle_penalties((*loc, "categories", label), levels)
 
     def _output_guards(self) -> Iterator[tuple[Loc, GuardBase]]:
         """The output's guards and those over tool-call arguments, with their places."""

@@ -114,17 +114,16 @@ def variants(
         if spec.tenant in tenants:
             other = tenants[spec.tenant].path
             problems.append(Problem(("tenant",), f"tenant {spec.tenant!r} is also defined in {other}"))
-        problems += [
-            Problem(("policies", name), f"there is no policy {name!r}{suggestion(name, sorted(owners))}")
-            for name in spec.policies
-            if name not in owners
-        ]
         if problems:
             faults += file.refuse(problems).faults
             continue
         tenants[spec.tenant] = file
         holders |= dict.fromkeys(spec.keys, spec.tenant)
         for name in spec.policies:
+            if name not in owners:
+                message = f"there is no policy {name!r}{suggestion(name, sorted(owners))}"
+                faults += file.refuse([Problem(("policies", name), message)]).faults
+                continue
             try:
                 found[variant_name(name, spec.tenant)] = make(file.policy(name, owners[name]), file)
             except PolicyError as error:
@@ -132,12 +131,49 @@ def variants(
     return found, faults
 
 
-def unknown_settings(spec: PolicySpec) -> Iterator[Problem]:
-    """What `adjustable` lists and the policy doesn't have."""
+def adapted(owners: PolicySpec, tenant: TenantSpec) -> PolicySpec:
+    """The owner's policy with what it still allows of a tenant's changes, or comes nearest to them."""
+    rules = {rule.setting: rule for rule in owners.adjustable}
+    changes: dict[str, JsonValue] = {}
+    for setting, value in tenant.policies[owners.name].items():
+        near = rules[setting].nearest(value) if setting in rules else None
+        if near is not None:
+            changes[setting] = near
+    try:
+        return PolicySpec.model_validate(_changed(owners, changes))
+    except ValidationError:
+        return owners
+
+
+def adjustable_problems(spec: PolicySpec) -> Iterator[Problem]:
+    """What is wrong with `adjustable`: settings that the policy doesn't have, or has twice, and limits that
+    no value of the setting can meet."""
+    seen: set[str] = set()
     for index, rule in enumerate(spec.adjustable):
+        place = ("adjustable", index)
         if locate(spec, rule.setting) is None:
             message = f"this policy has no setting {rule.setting!r}; write a path such as output.pii.action"
-            yield Problem(("adjustable", index, "setting"), message)
+            yield Problem((*place, "setting"), message)
+        elif rule.setting in seen:
+            message = f"{rule.setting!r} stands here twice, and only one can say how far it may be changed"
+            yield Problem((*place, "setting"), message)
+        else:
+            for key, value in rule.limits():
+                if objection := _impossible(spec, rule.setting, value):
+                    yield Problem((*place, *key), f"{rule.setting} can't be {value!r}: {objection}")
+        seen.add(rule.setting)
+
+
+def _impossible(spec: PolicySpec, setting: str, value: JsonValue) -> str | None:
+    """Why the setting takes no such value, whatever else is set; None where it does."""
+    try:
+        PolicySpec.model_validate(_changed(spec, {setting: value}))
+    except ValidationError as error:
+        last = setting.rpartition(".")[2]
+        for details in error.errors(include_url=False):
+            if last in details["loc"]:
+                return str(details["msg"]).removeprefix("Value error, ")
+    return None
 
 
 def variant_name(policy: str, tenant: str) -> str:

@@ -24,9 +24,11 @@ from guardrails.servable import ServableError
 from guardrails.verdict import Action
 from policies.diff import differences
 from policies.errors import PolicyError, UnknownPolicy
+from policies.explain import suggestion
 from policies.load import SHIPPED, LoadedPolicy, PolicyLibrary, load_policy
 from policies.registry import Registry
 from policies.spec import PolicySpec
+from service.auth import KeyFile, KeyFileError
 from service.engine.observer import NullObserver
 from service.engines import Engines, Target
 from service.judges import Judges
@@ -101,7 +103,26 @@ def _validate_tenants(settings: Settings, environment: GuardEnvironment) -> int:
     for name, policy in library.snapshot().items():
         if policy.tenant is not None:
             print(f"ok  {name}  {policy.digest[:12]}  {policy.path}")
+    _note_keys_of_nobody(settings, library)
     return 0
+
+
+def _note_keys_of_nobody(settings: Settings, library: PolicyLibrary) -> None:
+    """A key that is misspelt leaves its caller with the owner's policy."""
+    named = {
+        (policy.path, key)
+        for policy in library.snapshot().values()
+        for key in (policy.tenant.keys if policy.tenant else ())
+    }
+    try:
+        known = {caller.name for caller in KeyFile(settings.key_file).load()}
+    except KeyFileError as error:
+        _fail(str(error))
+    known |= {f"settings-{number}" for number, _ in enumerate(settings.api_keys, 1)}
+    for path, key in sorted(named, key=str):
+        if key not in known:
+            hint = suggestion(key, sorted(known))
+            print(f"note: {path}: there is no key {key!r} yet{hint}", file=sys.stderr)
 
 
 @policy_app.command()

@@ -90,9 +90,9 @@ policies:
     output.toxicity.thresholds.threat: high
   shard: {refusal: x}
 """
-    assert told(folders, text)[0].startswith("10:10: policies.shard: there is no policy 'shard'")
-    said = told(folders, text.replace("  shard: {refusal: x}\n", ""))
-    assert [line.split(": ", 1)[0] for line in said] == ["5:32", "6:29", "7:28", "8:26", "9:40"]
+    said = told(folders, text)
+    assert [line.split(": ", 1)[0] for line in said] == ["5:32", "6:29", "7:28", "8:26", "9:40", "10:10"]
+    assert "policies.shard: there is no policy 'shard'; did you mean 'shared'?" in said[5]
     assert "at most 0.8" in said[0]
     assert "doesn't let tenants change it; did you mean 'output.toxicity.threshold'?" in said[1]
     assert "must hold US_SSN too" in said[2]
@@ -118,6 +118,12 @@ def test_changes_that_break_the_policy_are_refused(folders: tuple[Path, Path]) -
         "{setting: output.pii.action}",
         "{setting: name}",
         "{setting: model.x}",
+        "{setting: output.toxicity.threshold}",
+        "{setting: max_n, one_of: []}",
+        "{setting: on_error, one_of: [block, alow]}",
+        "{setting: expose, min: 1}",
+        "{setting: max_n, max: 500}",
+        "{setting: description, at_least: [x]}",
     ],
 )
 def test_what_can_not_be_adjusted_is_told_to_the_owner(folders: tuple[Path, Path], rule: str) -> None:
@@ -141,11 +147,29 @@ def test_a_reload_follows_both_sides_and_keeps_what_stood_where_they_disagree(
     outcome = loaded.reload()
     assert not outcome.ok
     assert outcome.policies["shared"].spec.adjustable[0].max == 0.4
-    assert outcome.policies["shared#acme"].spec.output[0].threshold == 0.6  # type: ignore[union-attr]
+    stands = outcome.policies["shared#acme"].spec
+    assert stands.output[0].threshold == 0.4  # type: ignore[union-attr]  # as near as it may be
+    assert stands.refusal == "Not at Acme."
     acme.unlink()
     outcome = loaded.reload()
     assert (outcome.ok, outcome.removed) == (True, ("shared#acme",))
     assert before.spec.output[0].threshold == 0.5  # type: ignore[union-attr]
+
+
+def test_what_an_owner_adds_is_the_tenants_too_whatever_their_file_says(folders: tuple[Path, Path]) -> None:
+    (folders[1] / "acme.yaml").write_text(ACME)
+    loaded = library(folders)
+    strict = OWNERS.replace("output:\n", "output:\n  - {guard: patterns, words: [zephyr]}\n")
+    (folders[0] / "shared.yaml").write_text(strict.replace("  - {setting: refusal}\n", ""))
+    outcome = loaded.reload()
+    assert [fault.line for fault in outcome.faults] == [8]
+    stands = outcome.policies["shared#acme"]
+    assert [guard.title for guard in stands.spec.output] == ["patterns", "toxicity", "names"]
+    assert stands.spec.output[1].threshold == 0.5  # type: ignore[union-attr]
+    assert stands.spec.refusal == "I can't help with that."
+    # What it changes next is only the tenant's fault, so it stays as it is now.
+    (folders[1] / "acme.yaml").write_text(ACME.replace("0.5", "0.95"))
+    assert loaded.reload().policies["shared#acme"] == stands
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(-1, 2))
@@ -153,6 +177,7 @@ def test_no_number_beyond_the_bounds_passes(low: float, high: float, value: floa
     low, high = min(low, high), max(low, high)
     rule = Adjustable(setting="max_n", min=low, max=high)
     assert (rule.objection(value) is None) == (low <= value <= high)
+    assert rule.objection(rule.nearest(value)) is None
 
 
 def test_settings_are_found_by_their_paths(folders: tuple[Path, Path]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from service.auth import KeyFile
 from service.cli_policy import policy_app
 
 MINE = """\
@@ -121,3 +122,19 @@ def test_help_teaches_with_examples() -> None:
     ):
         status, out, _ = keel(command, "--help")
         assert status == 0 and example in out
+
+
+def test_validate_tells_of_keys_that_nobody_has(
+    mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine.write_text(MINE + "adjustable: [{setting: refusal}]\n")
+    (tmp_path / "tenants").mkdir()
+    file = tmp_path / "tenants" / "acme.yaml"
+    file.write_text("tenant: acme\nkeys: [acme-wbe, settings-1]\npolicies: {mine: {refusal: No.}}\n")
+    for name, value in {"TENANTS": [str(file.parent)], "API_KEYS": ["0123456789abcdef"]}.items():
+        monkeypatch.setenv(f"KEEL_{name}", json.dumps(value))
+    monkeypatch.setenv("KEEL_STATE_DIR", str(tmp_path / "state"))
+    KeyFile(tmp_path / "state" / "keys.json").create("acme-web")
+    status, out, err = keel("validate")
+    assert status == 0 and "ok  mine#acme  " in out
+    assert err == f"note: {file}: there is no key 'acme-wbe' yet; did you mean 'acme-web'?\n"
