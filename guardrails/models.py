@@ -14,6 +14,7 @@ from guardrails import classifier as backends
 from guardrails.build import GuardEnvironment
 from guardrails.in_context import InContext
 from guardrails.servable import ServableSpec, folder_servable, is_path
+from guardrails.spelling import Respelled, read_words
 from policies.errors import Problem
 from policies.manifest import CheckpointError
 from policies.registry import Registry, RegistryError
@@ -106,20 +107,21 @@ def _first_stage(servable: ServableSpec) -> cascade.About | None:
         ) from error
 
 
-def serve_checkpoint(root: str, ref: str, first: str | None = None) -> InContext | cascade.Cascade:
+def serve_checkpoint(root: str, ref: str, first: str | None = None) -> Respelled:
     """The factory for a checkpoint of the registry in folder `root`, with its `first` stage where it has
     one: every byte is verified, then loaded."""
     registry = Registry(root)
     checkpoint = registry.resolve(ref)
     registry.verify(checkpoint)
     encoder = InContext(backends.serve_onnx(str(checkpoint.path)))
+    words = read_words(checkpoint.path)
     if first is None:
-        return encoder
+        return Respelled(encoder, words)
     from guardrails.first_stage import load
 
     stage = registry.resolve(first)
     registry.verify(stage)
-    return cascade.Cascade(load(stage.path, checkpoint.path), encoder)
+    return Respelled(cascade.Cascade(load(stage.path, checkpoint.path), encoder), words)
 
 
 def serve_transformers(folder: str) -> InContext:

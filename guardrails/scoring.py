@@ -15,7 +15,7 @@ from guardrails.normalize import charwise
 from guardrails.remedy import Remedy
 from guardrails.servable import ServableSpec
 from guardrails.verdict import Action, Finding
-from guardrails.windows import Window, Windows, disguises, odd
+from guardrails.windows import Window, Windows, disguises, odd, spaced_out
 from policies.guards import ScoredBase
 from policies.severity import Levels
 from policies.spec import ClassifierBase, EvidenceSpec
@@ -175,9 +175,11 @@ class ScoreExamination:
 
 
 def readings(window: Window, heads: tuple[str, ...] = (), sentences: bool = False) -> list[Excerpt]:
-    """The different ways to read a window: as it stands, then what disguises hide in it, then, where asked
-    for, its sentences. The `heads` are asked of a text that isn't disguised."""
-    found = [window.asked(heads), *map(Excerpt, disguises(window.scored)[: MAX_VIEWS - 1])]
+    """The different ways to read a window: as it stands, unless it is in spaced letters, then what disguises
+    hide in it, then, where asked for, its sentences. The `heads` are asked of a text that isn't disguised."""
+    found = list(map(Excerpt, disguises(window.scored)[: MAX_VIEWS - 1]))
+    if not spaced_out(window.scored):
+        found.insert(0, window.asked(heads))
     return found + [part.asked(heads) for part in window.sentences()] if sentences else found
 
 
@@ -196,4 +198,5 @@ def score_guard(
         judge=judge,
         heads=env.heads(servable.name, heads),
         evidence=spec.evidence,
+        sentences=spec.sentences,
     )

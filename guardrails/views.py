@@ -88,20 +88,33 @@ def _spaced(view: View) -> View | None:
 
 _LEET = dict(zip("0134578@$!|", "oieastbasil", strict=True))
 _LEET_WORD = re.compile(r"(?<![\w@$!|.:/#-])[A-Za-z0134578@$!|]{3,}(?![\w@$|]|[.:/-]\w)")
+_ANY_LEET = re.compile(r"(?<!\w)[A-Za-z0134578@$|][A-Za-z0134578@$!|]*(?!\w)")
 _SIGN_BEFORE_LETTER = re.compile(r"[0134578@$!|][A-Za-z]")
-_AMOUNT = re.compile(
-    r"(?i)[\d@$!|]+(?:st|nd|rd|th|s|k|m|x|d|h|am|pm|[kcm]?m|[km]?g|m?l|[kmgt]?b|[kmg]?hz|ms|min|sec|bit|px|pt)"
+# Amounts (`10km`, `2nd`), numbers (`0x1F`, `1e10`), models (`GPT4o`) and the usual short forms.
+_NO_LEET = re.compile(
+    r"(?i:[\d@$!|]+(?:st|nd|rd|th|s|k|m|x|d|h|am|pm|[kcm]?m|[km]?g|m?l|[kmgt]?b|[kmg]?hz|ms|min|sec|bit|px|pt)"
+    r"|0x[\da-f]+|\d+e\d+|k8s|i18n|l10n|a11y)|[A-Z]{2,}\d+[a-z]"
 )
+CLEAR_LEET = 3
+"""From so many words in leetspeak on, if they are a third of all, everything that may be read so is."""
 
 
 def _leet(view: View) -> View | None:
-    """`1gn0r3 4ll`: digits and signs among a word's letters. Not `mp3`, `covid19`, `10km` or `2nd`."""
-    edits = []
-    for match in _LEET_WORD.finditer(view.text):
-        word = match[0].rstrip("!")
-        if _SIGN_BEFORE_LETTER.search(word) and not _AMOUNT.fullmatch(word):
-            at = match.start()
-            edits += [(at + i, at + i + 1, _LEET[char]) for i, char in enumerate(word) if char in _LEET]
+    """`1gn0r3 4ll`: digits and signs among a word's letters. Not `mp3`, `covid19`, `10km` or `2nd`, but where
+    the text is plainly written so: `h0w 70 57op 17` has numbers for words."""
+    words = [
+        (match.start(), word)
+        for match in _LEET_WORD.finditer(view.text)
+        if _SIGN_BEFORE_LETTER.search(word := match[0].rstrip("!")) and not _NO_LEET.fullmatch(word)
+    ]
+    if len(words) >= CLEAR_LEET and 3 * len(words) >= len(view.text.split()):
+        words = [(match.start(), match[0].rstrip("!")) for match in _ANY_LEET.finditer(view.text)]
+    edits = [
+        (at + i, at + i + 1, "l" if "11" in (word[i - 1 : i + 1], word[i : i + 2]) else _LEET[char])
+        for at, word in words
+        for i, char in enumerate(word)
+        if char in _LEET
+    ]
     return _edited("leetspeak", view, edits) if edits else None
 
 

@@ -19,7 +19,7 @@ from guardrails.guard import Context
 from guardrails.in_context import Excerpt
 from guardrails.normalize import charwise
 from guardrails.segments import Segmenter
-from guardrails.views import views
+from guardrails.views import View, views
 
 # In characters. Short sentences are joined, and ten words before them are shown: half a classifier's time
 # would go into re-reading otherwise. Of what is complete, 200 words at a time.
@@ -79,9 +79,31 @@ def odd(text: str) -> bool:
 
 
 @lru_cache(maxsize=16)
+def _hidden(text: str) -> tuple[View, ...]:
+    """Remembered for as long as the guards of one text take to ask."""
+    return tuple(views(text)[1:])
+
+
 def disguises(text: str) -> tuple[str, ...]:
-    """What disguises hide in `text`. Remembered for as long as the guards of one text take to ask."""
-    return tuple(view.text for view in views(text)[1:])
+    """What disguises hide in `text`."""
+    return tuple(view.text for view in _hidden(text))
+
+
+def spaced_out(text: str) -> bool:
+    """Whether `text` is written in single letters, with wider gaps between words: then its second reading is
+    all that it says. A model takes a row of letters for an attack, whatever they spell."""
+    meant = next((view.text for view in _hidden(text) if view.name == "spacing"), None)
+    if meant is None:
+        return False
+    pieces, words = text.split(), meant.split()
+    single = sum(len(piece) == 1 for piece in pieces)
+    told = len(words) > 1 and len(meant) <= _LONGEST_MEAN * len(words)
+    return told and single >= _SPACED_SHARE * len(pieces)
+
+
+_SPACED_SHARE = 0.9
+_LONGEST_MEAN = 10
+"""Characters to a word: above it the gaps between words were not told from those between letters."""
 
 
 class Windows:

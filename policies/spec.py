@@ -132,11 +132,13 @@ class ClassifierBase(ScoredBase):
     """A guard that scores text with a classifier: a checkpoint's name by default.
 
     With `cascade`, a model's cheap first stage, where it has one, answers for pieces in which it is sure that
-    nothing is. With `evidence`, pieces count together.
+    nothing is. With `evidence`, pieces count together. With `sentences`, a long text that is complete is read
+    sentence by sentence too: harmless ones can't hide a harmful one then.
     """
 
     model: str | DetoxifyRef = "keel-guard"
     cascade: bool = False
+    sentences: bool = False
     evidence: EvidenceSpec | None = None
 
     def _said_twice(self) -> Iterator[Problem]:
@@ -174,8 +176,8 @@ class InjectionSpec(ClassifierBase):
 class HarmSpec(ClassifierBase):
     """Requests for something harmful, and replies that give it; a reply is judged together with its prompt.
 
-    The labels `self_harm` and `violence` are flagged only where `categories` gives them a ladder. With
-    `sentences`, a long request is read sentence by sentence too: harmless ones can't hide a harmful one then.
+    The labels `self_harm` and `violence` are flagged only where `categories` gives them a ladder. Of replies
+    no more than their segments are read, whatever `sentences` says.
     """
 
     guard: Literal["harm"] = "harm"

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from guardrails import models
 from guardrails.build import GuardEnvironment, build_guards
-from guardrails.classifier import Output
+from guardrails.classifier import Output, serve_onnx
 from guardrails.guard import Context, Stage
 from guardrails.in_context import Excerpt
 from guardrails.scoring import readings
@@ -36,9 +36,9 @@ class Reader:
     def __init__(self, registry: Path, model: str = models.EMBEDDED) -> None:
         self.environment = GuardEnvironment(Registry(registry), b"")
         spec = models.classifier(model, self.environment)
-        self._tokenizer = Tokenizer.from_file(
-            str(self.environment.registry.resolve(model).path / "tokenizer.json")
-        )
+        folder = self.environment.registry.resolve(model).path
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._model = serve_onnx(str(folder))
         self._servable = models.serve_checkpoint(**spec.config)
 
     def pieces(
@@ -55,6 +55,11 @@ class Reader:
     ) -> list[Excerpt]:
         """The same of all pieces."""
         return [excerpt for piece in self.pieces(text, stage, heads, sentences) for excerpt in piece]
+
+    def alone(self, text: str) -> dict[str, float]:
+        """What the model says of a text as it stands, and no more."""
+        (output,) = self._model.predict([text])
+        return dict(output.scores)
 
     def tokens(self, text: str) -> int:
         """How many tokens the model reads `text` as."""

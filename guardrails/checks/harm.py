@@ -82,7 +82,7 @@ def build(spec: HarmSpec, env: GuardEnvironment) -> HarmGuard:
         plain.judge,
         plain.heads,
         plain.evidence,
-        spec.sentences,
+        plain.sentences,
         reply_judge=Thresholds(REPLY, spec.ladder[0].at, own),
         # A reply stands after its prompt, in a text that no other guard asks about.
         reply_heads=tuple(models.heads(plain.servable, _limits(spec, REPLY))) if spec.cascade else (),

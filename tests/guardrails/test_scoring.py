@@ -101,6 +101,20 @@ class TestToxicity:
         assert jobs[1].payload.text.endswith(RUDE)
         assert jobs[1].payload.context == len(jobs[1].payload.text) - len(RUDE) > 0
 
+    def test_sentences_of_long_complete_texts_are_read_where_asked_for(self, workers: Workers) -> None:
+        text = KIND * 10 + RUDE + KIND * 10
+        jobs = {
+            (sentences, stage): toxic(workers, sentences=sentences)
+            .examine(Context(stage, "user" if stage == "input" else "assistant"))
+            .advance(text, True)
+            .jobs
+            for sentences in (False, True)
+            for stage in ("input", "output")
+        }
+        assert len(jobs[False, "input"]) < 5 < len(jobs[True, "input"])
+        assert any(RUDE.strip() in job.payload.text[-len(RUDE) - 1 :] for job in jobs[True, "input"][1:])
+        assert len(jobs[True, "output"]) == len(jobs[False, "output"])  # cut into segments as it is
+
     def test_thresholds_label_by_label(self) -> None:
         judge = toxicity.Thresholds(0.7, {"insult": 0.2, "harm": 0.5})
         scores = {
