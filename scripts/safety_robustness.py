@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from safety_reader import Reader
 
-from guardrails.in_context import Excerpt
 from guardrails.windows import SHORT
+from policies.spec import HarmSpec, ToxicitySpec
 from training.data.safety_example import TOXICITY_LABELS, Example
 from training.data.safety_held_out import held_out
 from training.evaluate.metrics import share
@@ -41,7 +41,13 @@ BENIGN = (
 DROPPED = re.compile(r"\b(the|a|an|is|are|was|to|of|do|does|will|would|your|my)\b ?", re.I)
 
 
-def _typos(text: str) -> str:
+def spaced(text: str) -> str:
+    """Blanks between the letters, two between words."""
+    return "  ".join(" ".join(word) for word in text.split(" "))
+
+
+def mistyped(text: str) -> str:
+    """Two neighbours swapped in every fifteen characters."""
     rng = Random(text)
     letters = list(text)
     for _ in range(max(1, len(letters) // 15)):
@@ -52,12 +58,12 @@ def _typos(text: str) -> str:
 
 CHANGES: dict[str, Callable[[str], str]] = {
     "none": lambda t: t,
-    "typos (a swap in 15 letters)": _typos,
+    "typos (a swap in 15 letters)": mistyped,
     "capitals": str.upper,
     "leetspeak": lambda t: t.translate(LEET),
     "homoglyphs": lambda t: t.translate(ALIKE),
     "zero-width characters": lambda t: "\u200b".join(t),
-    "spaced letters": lambda t: "  ".join(" ".join(w) for w in t.split(" ")),
+    "spaced letters": spaced,
     "base64": lambda t: base64.b64encode(t.encode()).decode(),
     "small words dropped": lambda t: DROPPED.sub("", t),
     "200 words of harmless text around": lambda t: BENIGN * 3 + t + " " + BENIGN * 3,
@@ -72,7 +78,7 @@ def score(reader: Reader, how: str, label: str, text: str) -> float:
     """The label's score of a text, read by the `model` as it stands, or as a `guard` reads it, with the
     `cascade` or without."""
     if how == "model":
-        return reader.ask([Excerpt(text)]).scores[label]
+        return reader.alone(text)[label]
     heads = HEADS[label] if how == "cascade" else ()
     return reader.read(text, heads, sentences=label == "harm").scores.get(label, 0.0)
 
@@ -82,14 +88,8 @@ def _sample(rows: list[Example], label: str) -> list[str]:
     return Random(0).sample(bad, min(ROWS, len(bad)))
 
 
-def table(reader: Reader, root: Path) -> str:
+def table(reader: Reader, sets: dict[str, list[Example]], tasks: dict[str, list[str]]) -> str:
     """A row for each change, with Wilson intervals in the guards' columns."""
-    sets = held_out(root, Random(0), frozenset())
-    tasks = {
-        "injection": _sample(sets["written_attacks"], "injection"),
-        "harm": _sample(sets["malicious"], "harm"),
-        "toxicity": _sample(sets["comments"], "toxicity"),
-    }
     ordinary = [e.text for e in sets["instructions"] if len(e.text) < 600]
     limits = {
         task: max(FLOOR, float(np.quantile([score(reader, "model", task, t) for t in ordinary], 0.99)))
@@ -110,34 +110,40 @@ def table(reader: Reader, root: Path) -> str:
     return "\n".join(lines)
 
 
-LONG_ROWS = 600
+LONG_ROWS = 300
 LONG: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "role-play prompts": ("jailbreak/benign_awesome_prompts_new.jsonl.gz", lambda row: row["prompt"]),
     "school sums": ("sft/gsm8k_train.jsonl.gz", lambda row: f"{row['question']} {row['answer']}"),
     "stories": ("sft/gpteacher_roleplay.jsonl.gz", lambda row: row["response"]),
     "small talk": ("sft/self_dialogue.jsonl.gz", lambda row: " ".join(row["turns"])),
 }
+DEFAULTS = {"harm": HarmSpec().threshold, "toxicity": ToxicitySpec().threshold}
 
 
-def long_table(reader: Reader, root: Path) -> str:
-    """How many long harmless texts `harm` flags, read at once and with their sentences."""
+def long_table(reader: Reader, root: Path, tasks: dict[str, list[str]]) -> str:
+    """What is flagged of long texts, read at once and with their sentences, and what that costs: of the
+    harmful `tasks` among harmless words, and of harmless texts."""
     lines = [
-        "| harmless | characters | at 0.8: at once | with sentences | at 0.9: at once | with sentences |"
+        "| text | characters | "
+        + " | ".join(f"{label} at {at:g}: at once | with sentences" for label, at in DEFAULTS.items())
+        + " | CPU ms: at once | with sentences |",
+        "|---|---|" + "---|" * (2 * len(DEFAULTS) + 2),
     ]
-    lines.append("|---|---|---|---|---|---|")
+    around = CHANGES["200 words of harmless text around"]
+    kinds = {f"{label} in 200 harmless words": [around(t) for t in tasks[label]] for label in DEFAULTS}
     for name, (file, text_of) in LONG.items():
         with gzip.open(root / file, "rt", encoding="utf-8") as rows:
             texts = [text_of(json.loads(row))[:1200] for row in rows]
-        chosen = Random(0).sample([text for text in texts if len(text) > SHORT], LONG_ROWS)
-        scores = {
-            how: [reader.read(text, sentences=how).scores["harm"] for text in chosen] for how in (False, True)
-        }
+        kinds[f"harmless: {name}"] = Random(0).sample([t for t in texts if len(t) > SHORT], LONG_ROWS)
+    for name, texts in kinds.items():
+        readings = {how: [reader.read(text, sentences=how) for text in texts] for how in (False, True)}
         cells = [
-            share([score >= limit for score in scores[how]]).percent()
-            for limit in (0.8, 0.9)
+            share([reading.scores[label] >= at for reading in readings[how]]).percent()
+            for label, at in DEFAULTS.items()
             for how in (False, True)
         ]
-        lines.append(f"| {name} | {median(map(len, chosen)):.0f} | " + " | ".join(cells) + " |")
+        cells += [f"{1e3 * sum(r.seconds for r in readings[how]) / len(texts):.0f}" for how in (False, True)]
+        lines.append(f"| {name} | {median(map(len, texts)):.0f} | " + " | ".join(cells) + " |")
         print(lines[-1], flush=True)
     return "\n".join(lines)
 
@@ -149,7 +155,16 @@ def main() -> None:
     parser.add_argument("--document", type=Path, help="the document whose table is replaced")
     arguments = parser.parse_args()
     reader = Reader(arguments.registry)
-    tables = {"long": long_table(reader, arguments.data), "robustness": table(reader, arguments.data)}
+    sets = held_out(arguments.data, Random(0), frozenset())
+    tasks = {
+        "injection": _sample(sets["written_attacks"], "injection"),
+        "harm": _sample(sets["malicious"], "harm"),
+        "toxicity": _sample(sets["comments"], "toxicity"),
+    }
+    tables = {
+        "robustness": table(reader, sets, tasks),
+        "long": long_table(reader, arguments.data, tasks),
+    }
     if arguments.document is not None:
         for mark, text in tables.items():
             insert(arguments.document, text, mark)
