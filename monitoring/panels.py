@@ -54,6 +54,12 @@ def ratio(part: str, whole: str) -> str:
     return f"({part}) / ({whole} > 0)"
 
 
+def shares(metric: str, where: str, of: str, by: str) -> str:
+    """Of the events of each `of`, the share that each `by` has; both are labels."""
+    whole = rate(metric, where, of)
+    return f"{rate(metric, where, f'{of}, {by}')} / on ({of}) group_left () ({whole} > 0)"
+
+
 def quantile(q: float, metric: str, where: str, by: str = "") -> str:
     """A quantile of a histogram, of all its series together or by labels."""
     labels = ", ".join(filter(None, ("le", by)))

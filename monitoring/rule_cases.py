@@ -41,9 +41,11 @@ def _buckets(metric: str, labels: str, rates: Mapping[str, str]) -> dict[str, st
 
 FIRST = "gen_ai_server_time_to_first_token_seconds"
 GIVEN = 'model="chat",which="given"'
+ARM = 'experiment="tone",arm="new"'
 OPERATION = 'gen_ai_operation_name="chat",gen_ai_request_model="chat"'
 
 CASES = (
+    Case("KeelGone", {f"up{{{ON}}}": "1x3 _x10 1x5"}, {}, quiet=3, firing=12, cleared=16),
     Case("KeelDown", {f"up{{{ON}}}": "1x5 0x5 1x10"}, KEEL, firing=9, cleared=12),
     Case("KeelNotReady", {f"keel_ready{{{ON}}}": "1x2 0x10 1x10"}, KEEL, firing=9, cleared=15),
     Case(
@@ -187,6 +189,27 @@ CASES = (
         {**KEEL, "experiment": "tone", "action": "roll_back"},
         firing=6,
         cleared=70,
+    ),
+    Case(
+        "KeelScorerFailing",
+        {
+            f'keel_experiment_scores_total{{{ARM},outcome="scored",{ON}}}': "0+60x60",
+            f'keel_experiment_scores_total{{{ARM},outcome="failed",{ON}}}': "0+1x10 10+30x20 610x40",
+            f'keel_experiment_scores_total{{{ARM},outcome="unfit",{ON}}}': "0+60x60",
+        },
+        {"experiment": "tone", "arm": "new"},
+        quiet=9,
+        firing=25,
+        cleared=50,
+    ),
+    Case(
+        "KeelScorerFailing",
+        {f'keel_experiment_scores_total{{{ARM},outcome="dropped",{ON}}}': "0x2 3x10 3+30x20 603x40"},
+        {"experiment": "tone", "arm": "new"},
+        quiet=12,
+        firing=25,
+        cleared=50,
+        note="nothing is said of three replies",
     ),
     Case(
         "KeelCheckpointBehind",

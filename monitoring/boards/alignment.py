@@ -162,6 +162,13 @@ def _reranking() -> list[AnyPanel]:
             Query(rate("keel_rerank_errors_total", MODELS, "model, reason"), "{{model}} {{reason}}"),
             Query(rate("keel_rerank_refused_total", MODELS, "model"), "{{model}} refused"),
         ),
+        graph(
+            "Pairs kept of reranking",
+            "Best and worst candidates, by what became of them as preference data.",
+            "ops",
+            Query(rate("keel_rerank_pairs_total", MODELS, "outcome"), "{{outcome}}"),
+            stack=True,
+        ),
     ]
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 
-from monitoring.panels import RATE, AnyPanel, Query, Row, board, graph, listing, rate
+from monitoring.panels import HERE, AnyPanel, Query, Row, board, graph, listing, rate, ratio, shares
 
 WHERE = 'experiment=~"$experiment",instance=~"$instance"'
-HERE = 'instance=~"$instance"'
 EXPOSURES = "keel_experiment_exposures_total"
+SCORES = "keel_experiment_scores_total"
 
 
 def experiments() -> Dashboard:
@@ -20,6 +20,7 @@ def experiments() -> Dashboard:
         [
             Row("Arms", _arms()),
             Row("Changes and shadows", _changes()),
+            Row("Scorers", _scorers()),
             Row("Feedback", _feedback()),
             Row("Checkpoints", _checkpoints()),
         ],
@@ -28,11 +29,6 @@ def experiments() -> Dashboard:
 
 
 def _arms() -> list[AnyPanel]:
-    given = f"rate({EXPOSURES}{{{WHERE}}}{RATE})"
-    share = (
-        f"sum by (experiment, arm) ({given})"
-        f" / on (experiment) group_left () (sum by (experiment) ({given}) > 0)"
-    )
     return [
         graph(
             "Exposures",
@@ -45,7 +41,7 @@ def _arms() -> list[AnyPanel]:
             "Share of each arm",
             "Compare it with the weights: a lasting difference is a sample-ratio mismatch.",
             "percentunit",
-            Query(share, "{{experiment}} {{arm}}"),
+            Query(shares(EXPOSURES, WHERE, "experiment", "arm"), "{{experiment}} {{arm}}"),
         ),
         graph(
             "Weights",
@@ -78,6 +74,29 @@ def _changes() -> list[AnyPanel]:
             ),
             width=12,
             stack=True,
+        ),
+    ]
+
+
+def _scorers() -> list[AnyPanel]:
+    lost = rate(SCORES, f'{WHERE},outcome=~"failed|dropped|late"', "experiment, arm")
+    fit = rate(SCORES, f'{WHERE},outcome!="unfit"', "experiment, arm")
+    return [
+        graph(
+            "Replies for scorers",
+            "By how they ended. dropped: no room; late: waited too long; unfit: without text or a request's.",
+            "ops",
+            Query(rate(SCORES, WHERE, "experiment, outcome"), "{{experiment}} {{outcome}}"),
+            width=12,
+            stack=True,
+        ),
+        graph(
+            "Without a score",
+            "Share of an arm's replies that are fit to be scored: if one arm loses more, rewards are biased.",
+            "percentunit",
+            Query(ratio(f"{lost} or 0 * {fit}", fit), "{{experiment}} {{arm}}"),
+            width=12,
+            limit=0.1,
         ),
     ]
 

@@ -18,6 +18,7 @@ from monitoring.panels import (
     quantiles,
     rate,
     ratio,
+    shares,
 )
 
 VERDICTS = "keel_verdicts_total"
@@ -25,6 +26,7 @@ FINDINGS = "keel_guard_findings_total"
 ERRORS = "keel_guard_errors_total"
 TIMES = "keel_guard_duration_seconds"
 REVIEWS = "keel_reviews_total"
+STAGES = "keel_guard_stage_total"
 REVIEWED = 'policy=~"$model",instance=~"$instance"'
 
 
@@ -38,6 +40,7 @@ def safety() -> Dashboard:
             Row("At a glance", _glance()),
             Row("Findings", _findings()),
             Row("Guards at work", _guards()),
+            Row("Cascades", _cascades()),
             Row("Reviews of blocks", _reviews()),
             Row("Scores and their drift", _drift()),
         ],
@@ -178,6 +181,26 @@ def _guards() -> list[AnyPanel]:
             "ops",
             Query(rate("keel_guard_jobs_total", HERE, "servable, outcome"), "{{servable}} {{outcome}}"),
             Query(rate("keel_guard_worker_events_total", HERE, "event"), "worker {{event}}"),
+        ),
+    ]
+
+
+def _cascades() -> list[AnyPanel]:
+    return [
+        graph(
+            "Pieces by stage",
+            "Pieces of text by the stage of a cascade that answered for them, a second.",
+            "ops",
+            Query(rate(STAGES, HERE, "servable, stage"), "{{servable}} {{stage}}"),
+            width=12,
+            stack=True,
+        ),
+        graph(
+            "Share of each stage",
+            "What the cheap stage answers costs next to nothing; where it answers little, it isn't worth having.",
+            "percentunit",
+            Query(shares(STAGES, HERE, "servable", "stage"), "{{servable}} {{stage}}"),
+            width=12,
         ),
     ]
 

@@ -182,7 +182,8 @@ class Scoring:
             return "failed"
         try:
             scores = await scoring.score(job.conversation, job.replies)
-        except RewardError:
+        except RewardError as error:
+            self._log.warning("reply_not_scored", experiment=job.experiment, reason=error.reason)
             return "failed"
         row = {
             "completion_id": job.completion_id,

@@ -58,11 +58,9 @@ feedback: {}
 LATE_GUARD = "input: [{guard: injection, threshold: 0.9, action: block, deadline_ms: 1}]\n"
 
 
-EXPERIMENT = """
-name: tone
-arms: [{name: control, policy: plain}, {name: guarded, policy: guarded}]
-shadows: [{name: copy, policy: plain, share: 1}]
-"""
+CASCADE = "input: [{guard: injection, threshold: 0.9, action: block, cascade: true}]\n"
+ARMS = "arms: [{name: control, policy: plain}, {name: guarded, policy: guarded}]\n"
+SHADOWED = f"name: tone\n{ARMS}shadows: [{{name: copy, policy: plain, share: 1}}]\n"
 
 
 def model(upstream: FakeUpstream) -> str:
@@ -72,6 +70,11 @@ def model(upstream: FakeUpstream) -> str:
 def rerank(reward: FakeUpstream, **settings: Any) -> str:
     server = {"upstream": {"base_url": reward.base_url, "model": "judge"}}
     return f"rerank: {json.dumps({'model': server, 'n': 3, **settings})}\n"
+
+
+def scorer(reward: FakeUpstream) -> str:
+    server = {"upstream": {"base_url": reward.base_url, "model": "judge"}}
+    return f"scorer: {json.dumps({'model': server})}\n"
 
 
 def longer_is_better(text: str) -> list[float]:
@@ -88,7 +91,6 @@ async def scene(serve: Serve, tmp_path: Path) -> AsyncIterator[tuple[Running, Fa
     slow = KeyFile(tmp_path / "state" / "keys.json").create("slow", requests_per_minute=1)
     shutil.copytree(ROOT / "checkpoints", tmp_path / "checkpoints")  # an alias is moved in it
     (tmp_path / "experiments").mkdir()
-    (tmp_path / "experiments" / "tone.yaml").write_text(EXPERIMENT)
     troupe = Troupe(model=["You fool, go away."], judge=words_are_violations(["fool"], "no-abuse"))
     async with (
         FakeUpstream(choosing("a", "ccc ccc ccc", "bb bb")) as several,
@@ -98,30 +100,34 @@ async def scene(serve: Serve, tmp_path: Path) -> AsyncIterator[tuple[Running, Fa
         FakeUpstream(Troupe(judge=[answer({"no": "completion"})])) as no_judge,
         FakeUpstream(status(500)) as broken,
         FakeUpstream() as flaky,
-        serve(
-            {
-                "engine": "model: {checkpoint: demo-chat}\n",
-                "guarded": GUARDED,
-                "late": LATE_GUARD,
-                "reviewed": REVIEWED,
-                "best": model(several) + rerank(reward),
-                "refusing": model(several) + rerank(reward, below="refuse", accept=1_000),
-                "unscored": model(several) + rerank(no_reward),
-                "revised": model(actors) + revise(store=True),
-                "unjudged": model(no_judge) + revise(),
-                "broken": model(broken),
-                "flaky": model(flaky),
-            },
+    ):
+        policies = {
+            "engine": "model: {checkpoint: demo-chat}\n",
+            "guarded": GUARDED,
+            "late": LATE_GUARD,
+            "cascade": CASCADE,
+            "reviewed": REVIEWED,
+            "best": model(several) + rerank(reward, store_pairs=True),
+            "refusing": model(several) + rerank(reward, below="refuse", accept=1_000),
+            "unscored": model(several) + rerank(no_reward),
+            "revised": model(actors) + revise(store=True),
+            "unjudged": model(no_judge) + revise(),
+            "broken": model(broken),
+            "flaky": model(flaky),
+        }
+        (tmp_path / "experiments" / "tone.yaml").write_text(SHADOWED + scorer(reward))
+        (tmp_path / "experiments" / "vain.yaml").write_text(f"name: vain\n{ARMS}" + scorer(no_reward))
+        async with serve(
+            policies,
             api_keys=[KEY],
             admin_key=ADMIN,
             checkpoints=tmp_path / "checkpoints",
             experiments=[tmp_path / "experiments"],
             drift={"every_s": 0.5, "reference_samples": 20, "min_samples": 5},
-        ) as keel,
-    ):
-        keel.session.headers["authorization"] = f"Bearer {KEY}"
-        keel.slow_key = slow  # type: ignore[attr-defined]
-        yield keel, flaky
+        ) as keel:
+            keel.session.headers["authorization"] = f"Bearer {KEY}"
+            keel.slow_key = slow  # type: ignore[attr-defined]
+            yield keel, flaky
 
 
 def round_of(keel: Running, flaky: FakeUpstream, number: int) -> list[Callable[[], Awaitable[Any]]]:
@@ -164,6 +170,7 @@ def round_of(keel: Running, flaky: FakeUpstream, number: int) -> list[Callable[[
         lambda: keel.stream(f"Hello again {number}", "guarded"),
         lambda: keel.chat("an in-secret", "guarded"),
         lambda: keel.chat(f"Is it late? {number}", "late"),
+        lambda: keel.chat(f"What did people in Lisbon eat for lunch on day {number}?", "cascade"),
         lambda: keel.chat(model="best"),
         lambda: keel.chat(model="refusing"),
         lambda: keel.chat(model="unscored"),
@@ -176,6 +183,7 @@ def round_of(keel: Running, flaky: FakeUpstream, number: int) -> list[Callable[[
         lambda: keel.post("/admin/v1/policies/reload", {}, admin),
         lambda: keel.post("/v1/chat/completions", {}, slow),
         *(lambda i=i: keel.chat(f"{i}", "tone", user=f"u{i}") for i in range(6)),  # type: ignore[misc]
+        lambda: keel.chat(f"{number}", "vain", user=f"u{number}"),
         lambda: keel.post(f"/admin/v1/experiments/tone/{('rollback', 'ramp')[number % 2]}", {}, admin),
         lambda: keel.post("/admin/v1/checkpoints/promote", {"ref": "demo-chat", "alias": "spare"}, admin),
     ]
