@@ -37,7 +37,8 @@ capabilities: { drop: [ALL] }
 {{- define "keel.image" -}}
 {{- $root := index . 0 -}}
 {{- $image := index . 1 -}}
-image: {{ printf "%s:%s" $image.repository (default $root.Chart.AppVersion $image.tag) | quote }}
+{{- $tagged := printf "%s:%s" $image.repository (default $root.Chart.AppVersion $image.tag) -}}
+image: {{ ternary (printf "%s@%s" $tagged $image.digest) $tagged (not (empty $image.digest)) | quote }}
 imagePullPolicy: {{ $image.pullPolicy }}
 {{- end -}}
 
@@ -57,7 +58,8 @@ imagePullPolicy: {{ $image.pullPolicy }}
 {{- include "keel.settingsEnv" (dict "prefix" (printf "%s__" $key) "tree" $value) }}
 {{- else }}
 - name: {{ $key }}
-  value: {{ ternary (toJson $value) (toString $value) (kindIs "slice" $value) | quote }}
+  {{- /* As JSON, since a large number would otherwise become 1e+07. */}}
+  value: {{ ternary $value (toJson $value) (kindIs "string" $value) | quote }}
 {{- end }}
 {{- end }}
 {{- end -}}
@@ -73,6 +75,18 @@ nodeSelector: {{- toYaml . | nindent 2 }}
 {{- with .tolerations }}
 tolerations: {{- toYaml . | nindent 2 }}
 {{- end }}
+{{- end -}}
+
+{{/* The egress rule for looking names up. */}}
+{{- define "keel.dns" -}}
+- to: {{- toYaml .Values.networkPolicy.dns | nindent 4 }}
+  ports: [{ port: 53, protocol: UDP }, { port: 53, protocol: TCP }]
+{{- end -}}
+
+{{/* The port of a URL, its scheme's where it names none. */}}
+{{- define "keel.urlPort" -}}
+{{- $url := urlParse . -}}
+{{- default (ternary "443" "80" (eq $url.scheme "https")) (regexFind "[0-9]+$" (regexFind ":[0-9]+$" $url.host)) -}}
 {{- end -}}
 
 {{/* What can't work, said before anything is installed. */}}
