@@ -21,8 +21,9 @@ from typing import Any
 
 from guardrails import wire
 from guardrails.guard import JobError
-from guardrails.pool import Job, Observer, Pace, Pool, PoolSettings, WorkerInfo
+from guardrails.pool import Pool
 from guardrails.servable import Servable, ServableError, ServableSpec
+from guardrails.worker_process import Job, Observer, Pace, PoolSettings, WorkerInfo
 
 __all__ = ["Observer", "Runtime", "Servable", "ServableError", "ServableSpec", "WorkerInfo"]
 

@@ -23,10 +23,10 @@ import structlog
 
 from guardrails.apply import Change, clusters, replaces
 from guardrails.beyond import Beyond
-from guardrails.chain import GuardReport
 from guardrails.guard import Answer, Context, Examination, Guard, Job, JobError
 from guardrails.in_json import examination
 from guardrails.json_text import GrowingJson
+from guardrails.parts import GuardReport
 from guardrails.verdict import Action, Failure, Finding, Verdict
 
 logger = structlog.get_logger(__name__)

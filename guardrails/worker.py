@@ -1,7 +1,7 @@
 """A guard worker: a process that holds models and answers batches, one at a time.
 
-Started by `guardrails.pool` as `python -P -m guardrails.worker FD PARENT`, with its end of a socket pair
-as descriptor FD. Messages, from the gateway and to it:
+Started by `guardrails.worker_process` as `python -P -m guardrails.worker FD PARENT`, with its end of a
+socket pair as descriptor FD. Messages, from the gateway and to it:
 
     ("load", [ServableSpec, …])         ("loading", name) and ("loaded", name, seconds) for each,
                                         then ("ready", {name: description})

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib.metadata
-import os
-import secrets
-import tempfile
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
 
 from structlog.typing import FilteringBoundLogger
 
@@ -30,7 +26,7 @@ from service.api.site import make_site
 from service.audit import GATEWAY, AuditLog
 from service.audit_calls import AuditCalls
 from service.audit_chain import AuditError
-from service.auth import Callers, KeyFile, KeyFileError
+from service.auth import Callers, KeyFile
 from service.catalog import Catalog
 from service.comparisons import Comparisons, JudgementRequest
 from service.edge import Authenticate, Gate, Observe
@@ -39,6 +35,7 @@ from service.experiments.house import House
 from service.experiments.scoring import Scoring
 from service.feedback import Feedback, FeedbackRequest
 from service.generation import PATHS
+from service.hash_key import hash_key
 from service.hotload.canary import Canary
 from service.hotload.swaps import Swaps
 from service.http import App
@@ -57,9 +54,8 @@ from service.telemetry.observers import EngineMetrics, RuntimeMetrics
 from service.telemetry.tracing import Tracing
 from service.ui.door import Door
 from service.ui.sessions import Sessions
+from service.upkeep import forget_old, refresh_keys, watch_drift
 
-KEY_REFRESH_SECONDS = 2.0
-FORGET_EVERY_SECONDS = 3_600.0
 Progress = Callable[[str], None]
 
 
@@ -247,17 +243,21 @@ class Gateway:
         self.metrics.policy_reload_ok.set(1)
         await self.writer.resume()
         await self.house.start(watch=self.settings.watch_policies)
-        self._tasks.append(asyncio.create_task(self._refresh_keys()))
-        self._tasks.append(asyncio.create_task(self._forget()))
-        if self.settings.drift.enabled:
-            self._tasks.append(asyncio.create_task(self._watch_drift()))
-        if self.settings.watch_policies:
-            self._tasks.append(asyncio.create_task(self._watch_policies()))
-        if self.settings.hotload.watch:
-            self._tasks.append(asyncio.create_task(self.swaps.watch(self.settings.hotload.poll_s)))
+        self._tasks += map(asyncio.create_task, self._upkeep())
         self._started = True
         self.audit.record("gateway.start", actor=GATEWAY, subject="gateway", details=self._policy_digests())
         self.engines.progress = lambda phase: self.log.info("engine", phase=phase)
+
+    def _upkeep(self) -> Iterator[Coroutine[Any, Any, None]]:
+        settings, log = self.settings, self.log
+        yield refresh_keys(self.callers, self.audit, log)
+        yield forget_old(self.database, settings.store.keep_days * 86_400, log)
+        if settings.drift.enabled:
+            yield watch_drift(self.drift, settings.drift.every_s, log)
+        if settings.watch_policies:
+            yield self._watch_policies()
+        if settings.hotload.watch:
+            yield self.swaps.watch(settings.hotload.poll_s)
 
     async def stop(self) -> None:
         """Let go of everything; children are ended."""
@@ -313,21 +313,6 @@ class Gateway:
         """Whether anything is kept of any policy's conversations."""
         return any(map(self.records.concerns, (*self.catalog.all(), *self.catalog.variants())))
 
-    async def _forget(self) -> None:
-        while True:
-            await asyncio.sleep(FORGET_EVERY_SECONDS)
-            if not self.database.there:
-                continue
-            try:
-                await self.database.open()  # which loads the libraries, off the loop
-                from service.store.retention import forget
-
-                gone = await forget(self.database, self.settings.store.keep_days * 86_400)
-            except StoreError as error:
-                self.log.error("old_rows_not_deleted", error=str(error))
-            else:
-                self.log.info("old_rows_deleted", rows=gone)
-
     # Changes while running
 
     async def reload_policies(self, actor: str = GATEWAY) -> ReloadResult:
@@ -364,33 +349,9 @@ class Gateway:
             served.name: f"{served.policy.digest}|{served.target.checkpoint}" for served in self.catalog.all()
         }
 
-    async def _watch_drift(self) -> None:
-        await asyncio.to_thread(self.drift.load)
-        while True:
-            await asyncio.sleep(self.settings.drift.every_s)
-            try:
-                await asyncio.to_thread(self.drift.look)
-            except Exception as error:
-                self.log.error("drift_unknown", error=str(error))
-
     async def _watch_policies(self) -> None:
         async for outcome in self.library.watch():
             await self._take_over(outcome)
-
-    async def _refresh_keys(self) -> None:
-        while True:
-            await asyncio.sleep(KEY_REFRESH_SECONDS)
-            before = self.callers.names
-            try:
-                changed = await asyncio.to_thread(self.callers.refresh)
-            except KeyFileError as error:
-                self.log.error("key_file_unusable", error=str(error))
-            else:
-                if changed:
-                    self.log.info("keys_reloaded")
-                    names = self.callers.names
-                    details = {"added": sorted(names - before), "removed": sorted(before - names)}
-                    self.audit.record("keys.reload", actor=GATEWAY, subject="keys", details=details)
 
 
 def tracing_of(settings: Settings) -> Tracing | None:
@@ -400,23 +361,3 @@ def tracing_of(settings: Settings) -> Tracing | None:
         return None
     headers = {name: value.get_secret_value() for name, value in chosen.headers.items()}
     return Tracing(chosen.endpoint, chosen.sample_rate, headers, importlib.metadata.version("keel"))
-
-
-def hash_key(settings: Settings) -> bytes:
-    """What the digests of the action `hash` are keyed with: set, or made once and kept."""
-    if settings.hash_key is not None:
-        return settings.hash_key.get_secret_value().encode()
-    path: Path = settings.state_dir / "hash.key"
-    with contextlib.suppress(FileNotFoundError):
-        return path.read_bytes()
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    # Two gateways may start at once. A link appears with all that is in the file, and to one of them only.
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".hash-")  # created 0600
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(secrets.token_bytes(32))
-        with contextlib.suppress(FileExistsError):
-            os.link(temporary, path)
-    finally:
-        os.unlink(temporary)
-    return path.read_bytes()

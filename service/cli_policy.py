@@ -18,7 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from guardrails.build import GuardEnvironment, build_guards, problems
-from guardrails.chain import GuardReport, Part, PartResult, check_texts
+from guardrails.chain import check_texts
+from guardrails.parts import GuardReport, Part, PartResult
 from guardrails.runtime import Runtime
 from guardrails.servable import ServableError
 from guardrails.verdict import Action

@@ -8,9 +8,9 @@ from typing import Any
 
 import orjson
 
-from guardrails.chain import Part, PartResult
 from guardrails.guard import Channel, Turn
 from guardrails.judging import MAX_TURNS
+from guardrails.parts import Part, PartResult
 from service.openai.errors import BadRequest
 
 TEXT_KEYS = ("text", "refusal", "thinking")  # of content parts, whatever their type

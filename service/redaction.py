@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 
 from guardrails.apply import Change, apply, clusters
 from guardrails.build import GuardEnvironment, GuardSet, build_guard
-from guardrails.chain import Part, check_texts
+from guardrails.chain import check_texts
 from guardrails.guard import Guard, JobRunner
+from guardrails.parts import Part
 from guardrails.verdict import Action, Verdict
 from policies.spec import PiiSpec, PolicySpec, SecretsSpec
 

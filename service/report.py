@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import structlog
 
-from guardrails.chain import ChainResult, GuardReport
 from guardrails.guard import Stage
+from guardrails.parts import ChainResult, GuardReport
 from guardrails.verdict import Action, Failure, Finding, Verdict
 from service.conversation import Place
 from service.http import Call

@@ -8,9 +8,10 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from guardrails.chain import ChainResult, InputChain, Part
+from guardrails.chain import InputChain
 from guardrails.guard import Turn
 from guardrails.masking import Vault
+from guardrails.parts import ChainResult, Part
 from service.conversation import (
     Place,
     chat_places,

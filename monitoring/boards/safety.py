@@ -197,7 +197,7 @@ def _cascades() -> list[AnyPanel]:
         ),
         graph(
             "Share of each stage",
-            "What the cheap stage answers costs next to nothing; where it answers little, it isn't worth having.",
+            "What a cheap stage answers costs next to nothing; if that is little, it isn't worth having.",
             "percentunit",
             Query(shares(STAGES, HERE, "servable", "stage"), "{{servable}} {{stage}}"),
             width=12,

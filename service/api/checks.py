@@ -6,9 +6,10 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from guardrails.chain import GuardReport, Part, PartResult, check_texts
+from guardrails.chain import check_texts
 from guardrails.guard import Guard, JobRunner, Stage
 from guardrails.judge_formats import UNSAFE
+from guardrails.parts import GuardReport, Part, PartResult
 from guardrails.verdict import Verdict
 from guardrails.verdict_cache import VerdictCache
 from policies.guards import GuardBase

@@ -15,8 +15,9 @@ from typing import Any
 
 import orjson
 
-from guardrails.chain import Part, PartResult, check_texts
+from guardrails.chain import check_texts
 from guardrails.guard import Guard, JobRunner, Stage
+from guardrails.parts import Part, PartResult
 from policies.canary import CanarySet
 from service.alignment.rewards import Reward, RewardError
 from service.alignment.waiting import together

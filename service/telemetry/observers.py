@@ -6,8 +6,8 @@ from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from guardrails.pool import WorkerEvent
 from guardrails.runtime import Observer
+from guardrails.worker_process import WorkerEvent
 from service.engine.errors import Refused, UpstreamError
 from service.engine.observer import ChildState, CircuitState
 from service.telemetry.metrics import FINE, FIRST_TOKEN, SECONDS, Metrics, child

@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # loaded when tracing is on
 
     from opentelemetry.trace import Span, SpanKind
 
-    from guardrails.chain import GuardReport
+    from guardrails.parts import GuardReport
     from service.alignment.strategy import Aligned
     from service.engine.event_stream import EventStream
     from service.generation import Generation

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guardrails.chain import LOOP_CHARACTERS, ChainResult, InputChain, Part, check_texts
+from guardrails.chain import LOOP_CHARACTERS, InputChain, check_texts
 from guardrails.guard import Answer, Context, Job, JobError, Scope, Step
 from guardrails.masking import Vault
+from guardrails.parts import ChainResult, Part
 from guardrails.verdict import Action, Failure, Finding
 from guardrails.verdict_cache import VerdictCache
 

@@ -270,9 +270,7 @@ def test_large_numbers_reach_keel_as_they_were_written() -> None:
 
 
 def peers(objects: tuple[Object, ...], name: str) -> list[Object]:
-    return [
-        peer for rule in the(objects, "NetworkPolicy", name)["spec"]["ingress"] for peer in rule["from"]
-    ]
+    return [peer for rule in the(objects, "NetworkPolicy", name)["spec"]["ingress"] for peer in rule["from"]]
 
 
 @pytest.mark.parametrize("name", VALUE_SETS)
@@ -312,7 +310,11 @@ def test_the_engines_key_is_asked_for_and_given() -> None:
     objects = rendered("production")
     reference = {"secretKeyRef": {"name": "keel-keys", "key": "engine"}}
     containers = {name: pod["spec"]["containers"][0]["env"] for name, pod in pods(objects)}
-    for name, variable in (("gateway", "ENGINE_API_KEY"), ("vllm", "VLLM_API_KEY"), ("reward", "VLLM_API_KEY")):
+    for name, variable in (
+        ("gateway", "ENGINE_API_KEY"),
+        ("vllm", "VLLM_API_KEY"),
+        ("reward", "VLLM_API_KEY"),
+    ):
         (found,) = [v for v in containers[f"demo-keel-{name}"] if v["name"] == variable]
         assert found["valueFrom"] == reference
     variables = {v["name"]: v.get("value") for v in gateway(objects)["env"]}
@@ -376,7 +378,7 @@ def test_a_node_that_lost_the_head_joins_it_again_and_ends_when_told(tmp_path: P
         "containers"
     ][0]
     ray = tmp_path / "ray"
-    ray.write_text(f"#!/bin/sh\necho \"$@\" >> {tmp_path}/calls\nexit 0\n")
+    ray.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\nexit 0\n')
     ray.chmod(0o755)
     (tmp_path / "sleep").symlink_to("/bin/true")
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "HOSTNAME": "demo-keel-vllm-1"}

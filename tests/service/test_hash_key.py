@@ -7,7 +7,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from service.app import hash_key
+from service.hash_key import hash_key
 from service.settings import Settings
 
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +30,6 @@ from pydantic import Field, model_validator
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from trl.trainer.reward_config import RewardConfig as TrlRewardConfig
 
-from policies.manifest import Evaluation
 from training.command import run_command
 from training.config import Config
 from training.data.decoys import with_decoys
@@ -40,19 +38,17 @@ from training.data.preference_data import (
     PreferenceDataConfig,
     RatingDataConfig,
     Split,
-    as_pairs,
     is_held_out,
     load_comparisons,
     load_ratings,
 )
 from training.data.preferences import Comparison, Preference, Prompt, Rating
 from training.errors import ConfigError, TrainingError
-from training.evaluate.bias import LengthBias, RewardLimits, hack_rates, length_bias, reward_checks
-from training.evaluate.metrics import Figure
-from training.evaluate.reward import Calibration, accuracy, calibrate, differences, first_messages
+from training.evaluate.bias import RewardLimits
 from training.losses.reward import Reduce
 from training.methods.reward_beginnings import beginnings
 from training.methods.reward_head import fit_head
+from training.methods.reward_measure import RewardResult, evaluations, measure
 from training.methods.reward_trainer import (
     Collator,
     Element,
@@ -63,7 +59,6 @@ from training.methods.reward_trainer import (
     rating_elements,
 )
 from training.models import ModelSource, write_record
-from training.publish import Check
 from training.reward_model import RewardModel, Store, check_weights, pad_id, rounded, unnormalised
 from training.reward_model_backbone import keep_layers, kind_of, load_backbone, located, plain
 from training.reward_model_encoding import Kind, encode
@@ -121,33 +116,7 @@ class RewardConfig(Config):
         return self
 
 
-@dataclass(frozen=True, slots=True)
-class RewardResult:
-    """A trained reward model and what it is worth. `measured_on` is "held-out pairs", or "training pairs"
-    where none were held out: then the figures flatter."""
-
-    model: RewardModel
-    history: list[dict[str, Any]]
-    accuracy: Figure
-    calibration: Calibration
-    length: LengthBias
-    checks: tuple[Check, ...]
-    measured_on: str
-
-    @property
-    def passed(self) -> bool:
-        return all(check.passed for check in self.checks)
-
-    def report(self) -> str:
-        """A line per check."""
-        lines = [f"measured on {self.accuracy.n} {self.measured_on}"]
-        return "\n".join([*lines, *(f"{'pass' if c.passed else 'FAIL'}  {c}" for c in self.checks)])
-
-
 Backbone = tuple[PreTrainedModel, PreTrainedTokenizerFast]
-
-HACKED = 200
-"""On so many held-out prompts, at most, hacks are tried: each is read six times more."""
 
 
 def train_reward(
@@ -168,7 +137,7 @@ def train_reward(
     if held_out is None:
         preferences, held_out = _split(preferences, config.held_out)
     reward, history = fit(config, preferences, ratings, held_out, backbone, run)
-    return measure(config, reward, preferences, held_out, history)
+    return measure(reward, preferences, held_out, history, config.limits, config.seed)
 
 
 def fit(
@@ -258,28 +227,6 @@ def _trainer(
     )
 
 
-def measure(
-    config: RewardConfig,
-    reward: RewardModel,
-    preferences: Sequence[Comparison],
-    held_out: Sequence[Comparison],
-    history: list[dict[str, Any]],
-) -> RewardResult:
-    """Accuracy, calibration and the checks, on the held-out pairs or, without any, on the training pairs."""
-    pairs = [pair for comparison in held_out or preferences for pair in as_pairs(comparison)]
-    if not pairs:
-        raise TrainingError("there is no comparison to measure on; give preferences, or held-out ones")
-    difference_P = differences(reward, pairs)
-    figure = accuracy(difference_P, pairs, config.seed)
-    calibration = calibrate(difference_P, first_messages(pairs))
-    length = length_bias(difference_P, pairs, config.seed)
-    good = list(dict.fromkeys((pair.prompt, pair.chosen) for pair in pairs))
-    rates = hack_rates(reward, good[:HACKED])
-    checks = reward_checks(figure, calibration, length, rates, config.limits)
-    where = "held-out pairs" if held_out else "training pairs"
-    return RewardResult(reward, history, figure, calibration, length, tuple(checks), where)
-
-
 def train_ensemble(
     config: RewardConfig,
     preferences: Sequence[Comparison],
@@ -317,7 +264,7 @@ def run_reward(config: RewardConfig, data_root: Path, run_path: Path) -> Path:
     for number, result in enumerate(results):
         print(result.report() if len(results) == 1 else f"member {number}: {result.report()}")
     data = (*comparisons.data, *ratings.data)
-    record = [evaluation for result in results[:1] for evaluation in _evaluations(result)]
+    record = [evaluation for result in results[:1] for evaluation in evaluations(result)]
     write_record(run_path, "reward", config, located(config.model), config.seed, data, record)
     return final
 
@@ -394,15 +341,3 @@ def _replies(comparison: Comparison) -> tuple[str, ...]:
 def _resample(comparisons: Sequence[Comparison], seed: int) -> list[Comparison]:
     """As many comparisons, drawn with replacement (Efron 1979)."""
     return random.Random(f"{seed}/bootstrap").choices(list(comparisons), k=len(comparisons))
-
-
-def _evaluations(result: RewardResult) -> list[Evaluation]:
-    f, on = result.accuracy, result.measured_on
-    figures = [
-        Evaluation(metric="reward accuracy", value=f.value, low=f.low, high=f.high, data=on, n=f.n),
-        Evaluation(metric="calibration error", value=result.calibration.ece_scaled, data=on, n=f.n),
-        Evaluation(metric="length correlation", value=result.length.correlation, data=on, n=f.n),
-    ]
-    failed = sum(not check.passed for check in result.checks)
-    on = ", ".join(check.name for check in result.checks)
-    return [*figures, Evaluation(metric="failed reward checks", value=failed, data=on, n=len(result.checks))]
