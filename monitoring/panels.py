@@ -119,6 +119,21 @@ def graph(
     return _with(panel, queries)
 
 
+def events(
+    title: str,
+    description: str,
+    metric: str,
+    where: str,
+    by: str,
+    *,
+    unit: str = "ops",
+    width: int = 8,
+) -> AnyPanel:
+    """Events a second by labels, one upon the other; the labels' values are the legend."""
+    legend = " ".join(f"{{{{{label}}}}}" for label in by.split(", "))
+    return graph(title, description, unit, Query(rate(metric, where, by), legend), width=width, stack=True)
+
+
 def number(
     title: str,
     description: str,

@@ -10,6 +10,7 @@ from monitoring.panels import (
     Query,
     Row,
     board,
+    events,
     graph,
     heat,
     mean,
@@ -129,12 +130,12 @@ def _rewards() -> list[AnyPanel]:
 
 def _reranking() -> list[AnyPanel]:
     return [
-        graph(
+        events(
             "Candidates",
             "chosen; passed over for a better one; blocked by a guard.",
-            "ops",
-            Query(rate("keel_rerank_candidates_total", MODELS, "outcome"), "{{outcome}}"),
-            stack=True,
+            "keel_rerank_candidates_total",
+            MODELS,
+            "outcome",
         ),
         graph(
             "Gain by policy",
@@ -162,25 +163,19 @@ def _reranking() -> list[AnyPanel]:
             Query(rate("keel_rerank_errors_total", MODELS, "model, reason"), "{{model}} {{reason}}"),
             Query(rate("keel_rerank_refused_total", MODELS, "model"), "{{model}} refused"),
         ),
-        graph(
+        events(
             "Pairs kept of reranking",
             "Best and worst candidates, by what became of them as preference data.",
-            "ops",
-            Query(rate("keel_rerank_pairs_total", MODELS, "outcome"), "{{outcome}}"),
-            stack=True,
+            "keel_rerank_pairs_total",
+            MODELS,
+            "outcome",
         ),
     ]
 
 
 def _revision() -> list[AnyPanel]:
     return [
-        graph(
-            "Replies",
-            "By what critique and revision made of them.",
-            "ops",
-            Query(rate(REPLIES, MODELS, "outcome"), "{{outcome}}"),
-            stack=True,
-        ),
+        events("Replies", "By what critique and revision made of them.", REPLIES, MODELS, "outcome"),
         graph(
             "Rounds, mean",
             "Revisions of a criticised reply.",
@@ -199,12 +194,13 @@ def _revision() -> list[AnyPanel]:
             "s",
             Query(quantile(0.95, "keel_revise_duration_seconds", MODELS, "model"), "{{model}} p95"),
         ),
-        graph(
+        events(
             "Tokens of revision",
             "What judge and reviser cost, prompts included.",
-            "suffix: tokens/s",
-            Query(rate("keel_revise_tokens_total", MODELS, "role"), "{{role}}"),
-            stack=True,
+            "keel_revise_tokens_total",
+            MODELS,
+            "role",
+            unit="suffix: tokens/s",
         ),
         graph(
             "Errors, and pairs kept",

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 
-from monitoring.panels import AnyPanel, Query, Row, board, graph, number, quantile, quantiles, rate, ratio
+from monitoring.panels import (
+    AnyPanel,
+    Query,
+    Row,
+    board,
+    events,
+    graph,
+    number,
+    quantile,
+    quantiles,
+    rate,
+    ratio,
+)
 
 VLLM = 'model_name=~"$engine_model"'
 HERE = 'instance=~"$instance"'
@@ -103,12 +115,13 @@ def _load() -> list[AnyPanel]:
             Query(rate("vllm:prompt_tokens_total", VLLM), "prompt"),
             Query(rate("vllm:generation_tokens_total", VLLM), "generation"),
         ),
-        graph(
+        events(
             "Requests by reason of their end",
             "stop, length, abort.",
-            "reqps",
-            Query(rate("vllm:request_success_total", VLLM, "finished_reason"), "{{finished_reason}}"),
-            stack=True,
+            "vllm:request_success_total",
+            VLLM,
+            "finished_reason",
+            unit="reqps",
         ),
         graph(
             "Preemptions",
@@ -154,15 +167,13 @@ def _speed() -> list[AnyPanel]:
 
 def _upstreams() -> list[AnyPanel]:
     return [
-        graph(
+        events(
             "Attempts",
             "By outcome; several may be made for one request.",
-            "reqps",
-            Query(
-                rate("keel_upstream_attempt_seconds_count", HERE, "upstream, outcome"),
-                "{{upstream}} {{outcome}}",
-            ),
-            stack=True,
+            "keel_upstream_attempt_seconds_count",
+            HERE,
+            "upstream, outcome",
+            unit="reqps",
         ),
         graph(
             "Time of an attempt, p95",

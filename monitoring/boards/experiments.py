@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 
-from monitoring.panels import HERE, AnyPanel, Query, Row, board, graph, listing, rate, ratio, shares
+from monitoring.panels import HERE, AnyPanel, Query, Row, board, events, graph, listing, rate, ratio, shares
 
 WHERE = 'experiment=~"$experiment",instance=~"$instance"'
 EXPOSURES = "keel_experiment_exposures_total"
@@ -30,12 +30,13 @@ def experiments() -> Dashboard:
 
 def _arms() -> list[AnyPanel]:
     return [
-        graph(
+        events(
             "Exposures",
             "Requests assigned to an arm, a second.",
-            "reqps",
-            Query(rate(EXPOSURES, WHERE, "experiment, arm"), "{{experiment}} {{arm}}"),
-            stack=True,
+            EXPOSURES,
+            WHERE,
+            "experiment, arm",
+            unit="reqps",
         ),
         graph(
             "Share of each arm",
@@ -64,16 +65,14 @@ def _changes() -> list[AnyPanel]:
             ),
             width=12,
         ),
-        graph(
+        events(
             "Shadow arms",
             "Copies of requests, by how they ended; skipped: no room was left for them.",
-            "reqps",
-            Query(
-                rate("keel_experiment_shadows_total", WHERE, "experiment, arm, outcome"),
-                "{{experiment}} {{arm}} {{outcome}}",
-            ),
+            "keel_experiment_shadows_total",
+            WHERE,
+            "experiment, arm, outcome",
+            unit="reqps",
             width=12,
-            stack=True,
         ),
     ]
 
@@ -82,13 +81,13 @@ def _scorers() -> list[AnyPanel]:
     lost = rate(SCORES, f'{WHERE},outcome=~"failed|dropped|late"', "experiment, arm")
     fit = rate(SCORES, f'{WHERE},outcome!="unfit"', "experiment, arm")
     return [
-        graph(
+        events(
             "Replies for scorers",
             "By how they ended. dropped: no room; late: waited too long; unfit: without text or a request's.",
-            "ops",
-            Query(rate(SCORES, WHERE, "experiment, outcome"), "{{experiment}} {{outcome}}"),
+            SCORES,
+            WHERE,
+            "experiment, outcome",
             width=12,
-            stack=True,
         ),
         graph(
             "Without a score",

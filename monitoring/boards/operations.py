@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 
-from monitoring.panels import HERE, AnyPanel, Query, Row, board, graph, listing, quantiles, rate
+from monitoring.panels import HERE, AnyPanel, Query, Row, board, events, graph, listing, quantiles
 
 
 def operations() -> Dashboard:
@@ -74,13 +74,7 @@ def _served() -> list[AnyPanel]:
 
 def _stores() -> list[AnyPanel]:
     return [
-        graph(
-            "Rows",
-            "Committed a second, by table.",
-            "ops",
-            Query(rate("keel_store_rows_total", HERE, "table"), "{{table}}"),
-            stack=True,
-        ),
+        events("Rows", "Committed a second, by table.", "keel_store_rows_total", HERE, "table"),
         graph(
             "Commit time",
             "Of a transaction that writes rows.",
@@ -99,13 +93,7 @@ def _stores() -> list[AnyPanel]:
             "bytes",
             Query(f"sum by (instance) (keel_store_spool_bytes{{{HERE}}})", "{{instance}}"),
         ),
-        graph(
-            "Audit records",
-            "Written a second, by action.",
-            "ops",
-            Query(rate("keel_audit_records_total", HERE, "action"), "{{action}}"),
-            stack=True,
-        ),
+        events("Audit records", "Written a second, by action.", "keel_audit_records_total", HERE, "action"),
         graph(
             "Audit log",
             "1 while it can't be written; calls that change something are refused meanwhile.",

@@ -11,6 +11,7 @@ from monitoring.panels import (
     Query,
     Row,
     board,
+    events,
     graph,
     heat,
     number,
@@ -97,26 +98,22 @@ def _glance() -> list[AnyPanel]:
 
 def _findings() -> list[AnyPanel]:
     return [
-        graph(
+        events(
             "Verdicts",
             "Texts by what became of them; input and output each count.",
-            "ops",
-            Query(rate(VERDICTS, MODELS, "stage, status"), "{{stage}} {{status}}"),
-            stack=True,
+            VERDICTS,
+            MODELS,
+            "stage, status",
         ),
-        graph(
+        events(
             "Blocks by policy",
             "Texts withheld, a second.",
-            "ops",
-            Query(rate(VERDICTS, f'{MODELS},status="blocked"', "model, stage"), "{{model}} {{stage}}"),
-            stack=True,
+            VERDICTS,
+            f'{MODELS},status="blocked"',
+            "model, stage",
         ),
-        graph(
-            "By guard",
-            "Findings a second, whatever was done about them.",
-            "ops",
-            Query(rate(FINDINGS, HERE, "guard, stage"), "{{guard}} {{stage}}"),
-            stack=True,
+        events(
+            "By guard", "Findings a second, whatever was done about them.", FINDINGS, HERE, "guard, stage"
         ),
         graph(
             "By category",
@@ -125,25 +122,18 @@ def _findings() -> list[AnyPanel]:
             Query(f"topk(10, {rate(FINDINGS, HERE, 'category')})", "{{category}}"),
             width=12,
         ),
-        graph(
-            "By action",
-            "What was done about them.",
-            "ops",
-            Query(rate(FINDINGS, HERE, "action"), "{{action}}"),
-            width=12,
-            stack=True,
-        ),
+        events("By action", "What was done about them.", FINDINGS, HERE, "action", width=12),
     ]
 
 
 def _guards() -> list[AnyPanel]:
     return [
-        graph(
+        events(
             "Guard errors",
             "By guard and reason: timeout, worker_died, failed, overloaded; judges: unreachable, nonsense.",
-            "ops",
-            Query(rate(ERRORS, HERE, "guard, reason, stage"), "{{guard}} {{reason}} {{stage}}"),
-            stack=True,
+            ERRORS,
+            HERE,
+            "guard, reason, stage",
         ),
         graph(
             "Guard time, p95",
@@ -187,13 +177,13 @@ def _guards() -> list[AnyPanel]:
 
 def _cascades() -> list[AnyPanel]:
     return [
-        graph(
+        events(
             "Pieces by stage",
             "Pieces of text by the stage of a cascade that answered for them, a second.",
-            "ops",
-            Query(rate(STAGES, HERE, "servable, stage"), "{{servable}} {{stage}}"),
+            STAGES,
+            HERE,
+            "servable, stage",
             width=12,
-            stack=True,
         ),
         graph(
             "Share of each stage",

@@ -12,6 +12,7 @@ from monitoring.panels import (
     Query,
     Row,
     board,
+    events,
     graph,
     heat,
     mean,
@@ -83,26 +84,22 @@ def _glance() -> list[AnyPanel]:
 
 def _requests() -> list[AnyPanel]:
     return [
-        graph(
-            "By policy",
-            "Requests a second.",
-            "reqps",
-            Query(rate("keel_requests_total", MODELS, "model"), "{{model}}"),
-            stack=True,
-        ),
-        graph(
+        events("By policy", "Requests a second.", "keel_requests_total", MODELS, "model", unit="reqps"),
+        events(
             "How they ended",
             "finished; blocked by a guard; aborted by the caller; failed.",
-            "reqps",
-            Query(rate("keel_requests_total", MODELS, "state"), "{{state}}"),
-            stack=True,
+            "keel_requests_total",
+            MODELS,
+            "state",
+            unit="reqps",
         ),
-        graph(
+        events(
             "Errors",
             "Failed and aborted requests a second, by error type.",
-            "reqps",
-            Query(rate(f"{DURATION}_count", f'{OPS},error_type!=""', "error_type"), "{{error_type}}"),
-            stack=True,
+            f"{DURATION}_count",
+            f'{OPS},error_type!=""',
+            "error_type",
+            unit="reqps",
         ),
     ]
 
@@ -155,19 +152,21 @@ def _tokens() -> list[AnyPanel]:
 
 def _door() -> list[AnyPanel]:
     return [
-        graph(
+        events(
             "HTTP calls",
             "Every route, also health and metrics; 499: the caller left.",
-            "reqps",
-            Query(rate("keel_http_requests_total", HERE, "route, status"), "{{route}} {{status}}"),
-            stack=True,
+            "keel_http_requests_total",
+            HERE,
+            "route, status",
+            unit="reqps",
         ),
-        graph(
+        events(
             "Turned away",
             "Refused before anything was done: not ready, overloaded, over a limit.",
-            "reqps",
-            Query(rate("keel_requests_rejected_total", HERE, "reason"), "{{reason}}"),
-            stack=True,
+            "keel_requests_rejected_total",
+            HERE,
+            "reason",
+            unit="reqps",
         ),
         graph(
             "In flight",

@@ -43,10 +43,10 @@ WINDOW = "30s"  # for `$__rate_interval`: several rounds of requests on a machin
 
 GUARDED = r"""
 input:
-  - {guard: injection, threshold: 0.9, action: block}
+  - {guard: injection, threshold: 0.9, action: block, deadline_ms: 30000}
   - {guard: patterns, patterns: ['in-secret'], action: block}
 output:
-  - {guard: toxicity, threshold: 0.9, action: block}
+  - {guard: toxicity, threshold: 0.9, action: block, deadline_ms: 30000}
   - {guard: patterns, patterns: ['out-secret'], action: block}
   - {guard: patterns, label: word, patterns: ['friend'], action: redact}
 """
@@ -58,7 +58,7 @@ feedback: {}
 LATE_GUARD = "input: [{guard: injection, threshold: 0.9, action: block, deadline_ms: 1}]\n"
 
 
-CASCADE = "input: [{guard: injection, threshold: 0.9, action: block, cascade: true}]\n"
+CASCADE = "input: [{guard: injection, threshold: 0.9, action: block, cascade: true, deadline_ms: 30000}]\n"
 ARMS = "arms: [{name: control, policy: plain}, {name: guarded, policy: guarded}]\n"
 SHADOWED = f"name: tone\n{ARMS}shadows: [{{name: copy, policy: plain, share: 1}}]\n"
 
