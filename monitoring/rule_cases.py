@@ -97,7 +97,6 @@ def _drift(psi: str, ks: str) -> dict[str, str]:
 
 
 ARM = {"experiment": "tone", "arm": "new"}
-TIMEOUT = {"guard": "pii", "reason": "timeout", "stage": "input"}
 
 CASES = (
     Case("KeelGone", {_series("up"): "1x3 _x10 1x5"}, {}, quiet=3, firing=12, cleared=16),
@@ -151,7 +150,9 @@ CASES = (
         "KeelGuardErrors",
         "keel_guard_errors_total",
         "_x4 1x30",
-        **TIMEOUT,
+        guard="pii",
+        reason="timeout",
+        stage="input",
         by=("guard", "reason"),
         firing=6,
         cleared=15,
@@ -161,7 +162,9 @@ CASES = (
         "KeelGuardErrors",
         "keel_guard_errors_total",
         "7x10 8x30",
-        **TIMEOUT,
+        guard="pii",
+        reason="timeout",
+        stage="input",
         by=("guard", "reason"),
         quiet=9,
         firing=12,

@@ -139,6 +139,7 @@ class ReloadOutcome:
     """What a reload changed, by policy name, and what it could not take over.
 
     `policies` is what holds from now on: where `faults` tells of a file, its former policy still stands.
+    `mended`: the reload before had faults and this one has none, though what is served may be as it was.
     """
 
     policies: Mapping[str, LoadedPolicy]
@@ -146,6 +147,7 @@ class ReloadOutcome:
     changed: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
     faults: tuple[Fault, ...] = ()
+    mended: bool = False
 
     @property
     def ok(self) -> bool:
@@ -153,7 +155,7 @@ class ReloadOutcome:
 
     def __bool__(self) -> bool:
         """Whether anything is to be told."""
-        return bool(self.added or self.changed or self.removed or self.faults)
+        return bool(self.added or self.changed or self.removed or self.faults or self.mended)
 
 
 class PolicyLibrary:
@@ -191,6 +193,7 @@ class PolicyLibrary:
         self._files: dict[Path, LoadedPolicy] = {}
         self._policies: Mapping[str, LoadedPolicy] = MappingProxyType({})
         self._seen: Fingerprint = ()
+        self._faulty = False
         outcome = self.reload()
         if outcome.faults and strict:
             raise PolicyError(outcome.faults)
@@ -218,6 +221,7 @@ class PolicyLibrary:
             before, after = self._policies, {policy.name: policy for policy in files.values()}
             after |= self._variants(after, faults)
             self._files, self._policies = files, MappingProxyType(after)
+            mended, self._faulty = self._faulty and not faults, bool(faults)
         return ReloadOutcome(
             policies=self._policies,
             added=tuple(sorted(after.keys() - before.keys())),
@@ -226,6 +230,7 @@ class PolicyLibrary:
             ),
             removed=tuple(sorted(before.keys() - after.keys())),
             faults=tuple(sorted(set(faults))),
+            mended=mended,
         )
 
     async def watch(self, *, poll: float = 5.0, settle: float = 0.3) -> AsyncIterator[ReloadOutcome]:

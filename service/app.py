@@ -148,6 +148,7 @@ class Gateway:
         self.comparisons = Comparisons(self.database, self.writer, self.metrics, self.environment.hash_key)
         self.reviews = Reviews(self.database, self.metrics, self.audit)
         self.last_reload = ReloadResult()
+        self._policies_stand = True  # whether those that are served are what the files say
         self.draining = False
         self._started = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -240,7 +241,6 @@ class Gateway:
         progress("loading guards and engines")
         self.engines.progress = progress
         await self.swaps.start(self.library.snapshot())
-        self.metrics.policy_reload_ok.set(1)
         await self.writer.resume()
         await self.house.start(watch=self.settings.watch_policies)
         self._tasks += map(asyncio.create_task, self._upkeep())
@@ -302,6 +302,7 @@ class Gateway:
     async def metrics_page(self) -> bytes:
         """This gateway's metrics, and the managed engines' own."""
         self.metrics.ready.set(not self.unready())
+        self.metrics.policy_reload_ok.set(self._policies_stand and not self.house.faults)
         if self._keeps_records():
             try:
                 await self.reviews.measure()
@@ -328,10 +329,10 @@ class Gateway:
             await self.catalog.replace(outcome.policies)
         except Exception as error:
             result = ReloadResult(ok=False, errors=[*result.errors, str(error)])
+        self._policies_stand = result.ok
         if faults := await self.house.reload():
             result = result.model_copy(update={"ok": False, "errors": [*result.errors, *faults]})
         self.last_reload = result
-        self.metrics.policy_reload_ok.set(result.ok)
         self.metrics.policy_reloads.labels("ok" if result.ok else "refused").inc()
         level = self.log.info if result.ok else self.log.error
         level("policies_reloaded", **result.model_dump())

@@ -66,6 +66,8 @@ class House:
             files=self.library.snapshot,
             copy=state_dir / "experiments.json",
         )
+        self.faults: list[str] = []
+        """What is wrong with the files now, as the last look at them has it."""
         self._tasks: list[asyncio.Task[None]] = []
         self._away = False  # whether the store could not be asked, which is told once
 
@@ -110,11 +112,11 @@ class House:
         outcome = await asyncio.to_thread(self.library.reload, self.policies())
         self.definitions.check()
         self._serve()
-        faults = [str(fault) for fault in outcome.faults]
-        if outcome.changed or faults:
-            level = self._log.error if faults else self._log.info
-            level("experiments_reloaded", experiments=sorted(outcome.experiments), errors=faults)
-        return faults
+        mended, self.faults = bool(self.faults), [str(fault) for fault in outcome.faults]
+        if outcome.changed or self.faults or mended:
+            level = self._log.error if self.faults else self._log.info
+            level("experiments_reloaded", experiments=sorted(outcome.experiments), errors=self.faults)
+        return self.faults
 
     def _serve(self) -> None:
         every, policies = {**self.definitions.usable, **self.library.snapshot()}, self.policies()

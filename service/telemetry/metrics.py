@@ -300,7 +300,7 @@ class Metrics:
         )
         self.policy_reload_ok = Gauge(
             "keel_policy_last_reload_successful",
-            "1 if the last policy reload was taken over.",
+            "1 while the newest policy and experiment files are what is served.",
             registry=registry,
         )
         self.policy_info = Gauge(

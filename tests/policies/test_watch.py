@@ -89,6 +89,18 @@ async def test_a_wrong_edit_is_told_once(path: Path) -> None:
     assert library.get("x").spec.max_n == 1
 
 
+async def test_taking_a_wrong_edit_back_is_told(path: Path) -> None:
+    """What is served is as it was: nothing changed, but nothing is wrong any more."""
+    library = PolicyLibrary([path.parent], shipped=None)
+    before = path.read_text()
+    async with watching(library, poll=0.05) as outcomes:
+        path.write_text(TEXT.format("many"))
+        assert not (await within(outcomes)).ok
+        path.write_text(before)
+        outcome = await within(outcomes)
+        assert outcome.ok and outcome.mended and not outcome.changed
+
+
 async def test_a_deleted_file_and_a_new_one(path: Path) -> None:
     library = PolicyLibrary([path.parent], shipped=None)
     async with watching(library) as outcomes:

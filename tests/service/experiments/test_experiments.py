@@ -248,3 +248,14 @@ async def test_thumbs_given_within_the_window_are_a_metric(trying: Trying) -> No
         )
         seen = [(arm["units"], arm["metrics"]["feedback"]["estimate"]) for arm in found["look"]["arms"]]
         assert sum(units * (estimate or 0) for units, estimate in seen) == pytest.approx(3)
+
+
+async def test_a_wrong_experiment_file_shows_until_it_is_mended(trying: Trying, tmp_path: Path) -> None:
+    async with trying() as keel:
+        path = tmp_path / "experiments" / "test.yaml"
+        good = path.read_text()
+        for text, standing in ((good + "armz: []\n", "0.0"), (good, "1.0")):
+            path.write_text(text)
+            await keel.gateway.house.reload()
+            page = (await keel.get("/metrics", ADMIN))[1].decode()
+            assert f"keel_policy_last_reload_successful {standing}" in page
