@@ -222,6 +222,7 @@ class Gateway:
             self.database,
             self.writer,
             self.metrics,
+            self.log,
             self.environment.hash_key,
         )
         judging = JsonEndpoint(JudgementRequest, self.comparisons.judge, limits)

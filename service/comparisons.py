@@ -84,7 +84,7 @@ class Comparisons:
             chosen = await asyncio.to_thread(_chosen, rows, self._rng)
             pair = None if chosen is None else await self._pair(chosen.id)
         except StoreError as error:
-            raise Unavailable(f"pairs can't be read at present: {error}", code="store_failed") from error
+            raise Unavailable("pairs can't be read at present; try again", code="store_failed") from error
         shown = None if pair is None else _shown(pair, self._rng.choice(("first", "second")))
         return {"pair": shown, "judged": judged, "left": len(rows)}
 
@@ -100,7 +100,7 @@ class Comparisons:
                 raise NotFound("there is no such pair", param="pair")
             await self._writer.write("judgements", self._row(call, request))
         except StoreError as error:
-            raise Unavailable(f"the judgement can't be stored: {error}", code="store_failed") from error
+            raise Unavailable("the judgement can't be stored; try again", code="store_failed") from error
         policy = (pair["first_about"] or {}).get("policy") or "imported"
         child(self._metrics.feedback, policy, "comparison").inc()
         return ComparisonReceipt(pair=request.pair, choice=request.choice).model_dump()

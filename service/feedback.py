@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints
+from structlog.typing import FilteringBoundLogger
 
 from service.auth import Caller
 from service.catalog import Catalog, Served
@@ -76,6 +77,7 @@ class Feedback:
         database: Database,
         writer: Writer,
         metrics: Metrics,
+        log: FilteringBoundLogger,
         secret: bytes,
     ) -> None:
         self._catalog = catalog
@@ -83,6 +85,7 @@ class Feedback:
         self._database = database
         self._writer = writer
         self._metrics = metrics
+        self._log = log
         self._secret = secret
 
     async def give(self, call: Call, request: FeedbackRequest, payload: dict[str, Any]) -> Mapping[str, Any]:
@@ -98,7 +101,9 @@ class Feedback:
         try:
             return await self._give(call, request, payload, said)
         except StoreError as error:
-            raise Unavailable(f"feedback can't be stored at present: {error}", code="store_failed") from error
+            self._log.error("feedback_not_stored", error=str(error))
+            message = "feedback can't be stored at present; send it again in a moment"
+            raise Unavailable(message, code="store_failed") from error
 
     async def _give(
         self, call: Call, request: FeedbackRequest, payload: dict[str, Any], said: dict[str, Any]

@@ -147,7 +147,11 @@ def _speak_openai(site: FastAPI) -> None:
     async def invalid(_: Request, error: RequestValidationError) -> Response:
         first: dict[str, Any] = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"][1:])
-        return answer(BadRequest(f"{field}: {first['msg']}", param=field or None))
+        if not field:
+            return answer(
+                BadRequest("the body must be a JSON object, sent as 'Content-Type: application/json'")
+            )
+        return answer(BadRequest(f"{field}: {first['msg']}", param=field))
 
     @site.exception_handler(Exception)  # which goes on from here to the gateway's log
     async def unexpected(request: Request, _: Exception) -> Response:

@@ -12,6 +12,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from structlog.typing import FilteringBoundLogger
@@ -31,6 +32,7 @@ LEASE = "experiments"
 REPORT = "service.experiments.report"
 LEASE_SECONDS = 15.0
 TICK_SECONDS = 0.5
+AWAY_SECONDS = 2.0  # until a store that can't be reached is tried again
 TRIES = 5
 DRAWN = ("at", "arms", "shadows", "mismatch")  # of a look, over time
 
@@ -59,6 +61,7 @@ class Control:
         self._grace = grace_s
         self._holder = secrets.token_hex(8)
         self._leased_until = 0.0
+        self._away = False  # whether the store could not be reached, which is told once
         self._looked: dict[str, tuple[str, float]] = {}  # the version that was looked at last, and when
 
     # The gateway's own looks
@@ -75,9 +78,15 @@ class Control:
                         self._looked[name] = (live.version, time.time())
                         await self.look(name)
                 except StoreError as error:
-                    self._log.error("experiment_not_evaluated", experiment=name, error=str(error))
+                    if not self._away:
+                        self._log.error("experiment_not_evaluated", experiment=name, error=str(error))
+                    self._away = True
+                    self._looked.pop(name, None)
+                    await asyncio.sleep(AWAY_SECONDS)
                 except Exception as error:
                     self._log.error("experiment_not_evaluated", experiment=name, exc_info=error)
+                else:
+                    self._away = False
             await asyncio.sleep(TICK_SECONDS)
 
     async def _leads(self) -> bool:
@@ -131,6 +140,19 @@ class Control:
             saved = decision is not None and await store.save(connection, *decision)
         if decision is not None and saved:
             await self._tell(name, decision[1])
+        elif decision is not None and decision[1].action == "roll_back":
+            await self._roll_back_all_the_same(spec, decision[1])
+
+    async def _roll_back_all_the_same(self, spec: ExperimentSpec, event: Event) -> None:
+        """Somebody has changed something else meanwhile, such as approved the next step, without knowing."""
+
+        def change(state: State, event: Event) -> State:
+            if state.status not in LIVE:
+                raise NotPossible(f"{spec.name!r} is {state.status}")
+            return states.roll_back(state, spec, event)
+
+        with suppress(NotPossible):
+            await self._change(spec.name, event, change)
 
     async def _current(self, live: Live) -> State | None:
         """The state to look at, begun where the experiment is new or another than it was."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from service.store.writer import Writer
 from service.telemetry.metrics import Metrics
 
 FOLLOW_SECONDS = 2.0
+ANSWER_SECONDS = 10.0
 GRACE_SECONDS = 3.0
 """How long rows may take from any gateway to the store, before units are settled."""
 
@@ -70,6 +72,7 @@ class House:
         """What is wrong with the files now, as the last look at them has it."""
         self._tasks: list[asyncio.Task[None]] = []
         self._away = False  # whether the store could not be asked, which is told once
+        self._followed = time.monotonic()  # when it was, last
 
     def check(self, spec: ExperimentSpec) -> Iterable[Problem]:
         """What is wrong with an experiment beyond its form and its policies; reads files."""
@@ -141,19 +144,22 @@ class House:
         """Take over what other gateways, and people, have made and decided."""
         before = self.definitions.usable
         try:
-            await self.definitions.follow()
-            if self.definitions.usable != before:
-                self._serve()
-            await self.experiments.follow()
-        except StoreError as error:
+            await self._database.open()
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await self.definitions.follow()
+                if self.definitions.usable != before:
+                    self._serve()
+                await self.experiments.follow()
+        except (StoreError, TimeoutError) as error:
             if not self._away:
-                self._log.error("experiments_not_followed", error=str(error))
+                self._log.error("experiments_not_followed", error=str(error) or "no answer in time")
             self._away = True
+            self.experiments.lose_touch(time.monotonic() - self._followed)
             await self.definitions.recall()
             if self.definitions.usable != before:
                 self._serve()
         else:
-            self._away = False
+            self._away, self._followed = False, time.monotonic()
 
     async def _keep_up_for_ever(self) -> None:
         while True:

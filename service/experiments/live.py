@@ -42,6 +42,11 @@ if TYPE_CHECKING:
     from service.generation import Generation
     from service.openai.types import ChatRequest, CompletionRequest
 
+STALE_S = 60.0
+"""How long a state that can't be looked up is relied on, beside the experiment's own interval."""
+
+ADRIFT = "the store can't be reached, so that nobody looks at the limits: the control answers meanwhile"
+
 
 class Experiments:
     """All of them. `live` maps an experiment's name to how it runs here."""
@@ -194,6 +199,18 @@ class Experiments:
                 self._log.error("experiment_unusable", experiment=name, reason=fault)
             live[name] = replace(one, state=state, fault=fault)
         if live != self.live:
+            self.live = live
+            self.publish()
+
+    def lose_touch(self, seconds: float) -> None:
+        """The store has not answered for so long. What an arm's limits say, and what people have decided, is
+        not known any more then: the control answers, until `follow` has looked again."""
+        live = {
+            name: replace(one, fault=ADRIFT) if one.known and seconds > STALE_S + one.spec.every_s else one
+            for name, one in self.live.items()
+        }
+        if live != self.live:
+            self._log.error("experiments_adrift", seconds=round(seconds), reason=ADRIFT)
             self.live = live
             self.publish()
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import text
 
+from service.experiments.state import Event, State
+from service.store import experiments as store
+from service.store.database import StoreError
 from tests.fakes import upstream as fake
-from tests.service.conftest import Running
+from tests.service.conftest import Running, until
 from tests.service.experiments.conftest import ADMIN, STRICT, TWO, Trying, ask, eventually, overview
 
 RAMP = """
@@ -162,6 +167,49 @@ async def test_units_under_another_key_leave_the_control_in_charge(trying: Tryin
         assert {(await ask(keel, str(number)))[0] for number in range(20)} == {"control"}
         assert "hash_key" in (await overview(keel))["fault"]
         assert await rows(keel, "exposures") == []
+
+
+async def test_a_store_that_stays_away_leaves_the_control_in_charge(
+    trying: Trying, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.experiments.live.STALE_S", 0.3)
+    async with trying(TWO) as keel:
+        assert {(await ask(keel, str(number)))[0] for number in range(20)} == {"control", "new"}
+
+        async def away(*_: Any) -> None:
+            raise StoreError("the store can't be used")
+
+        experiments = keel.gateway.house.experiments
+        with monkeypatch.context() as patched:
+            patched.setattr(keel.gateway.database, "open", away)
+            assert experiments.live["test"].known  # a short while changes nothing
+            await until(lambda: experiments.live["test"].fault)
+            assert {(await ask(keel, str(number)))[0] for number in range(20)} == {"control"}
+        await until(lambda: not experiments.live["test"].fault)
+        assert {(await ask(keel, str(number)))[0] for number in range(20)} == {"control", "new"}
+
+
+async def test_a_limit_that_is_crossed_counts_more_than_what_others_decide_meanwhile(
+    trying: Trying, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = "limits: [{metric: block_rate, max: 0.2}]\n"
+    async with trying(TWO + RAMP + limits, other=STRICT) as keel:
+        before = store.save
+        approved: list[str] = []
+
+        async def save(connection: Any, state: State, event: Event) -> bool:
+            if event.action == "roll_back" and not approved:
+                approved.append(event.actor)
+                on = replace(state, status="running", shares={"control": 0.0, "new": 1.0})
+                assert await before(connection, on, Event("approve", "admin:eve", event.at, ""))
+                return False
+            return await before(connection, state, event)
+
+        monkeypatch.setattr(store, "save", save)
+        for number in range(60):
+            await ask(keel, str(number))
+        found = await eventually(keel, lambda o: o["status"] == "rolled_back")
+        assert approved == ["gateway"] and "block_rate" in found["reason"]
 
 
 async def test_without_its_store_the_control_answers(trying: Trying) -> None:
