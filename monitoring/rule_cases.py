@@ -129,7 +129,7 @@ CASES = (
         "KeelOverloaded",
         "keel_engine_refused_total",
         "0x3 0+60x12 720x20",
-        reason="QueueFull",
+        reason="Overloaded",
         by=("instance",),
         firing=14,
         cleared=25,

@@ -15,7 +15,7 @@ from service.catalog import Served
 from service.engine.engine import Engine
 from service.engine.errors import Refused
 from service.openai.errors import ApiError, Unavailable, from_engine
-from service.telemetry.metrics import Metrics
+from service.telemetry.metrics import Metrics, child
 
 # The share of a guard's deadline that its jobs may have to wait for a worker: the rest is for the work itself
 # and for the replies of the requests that are let in, which are examined too.
@@ -28,7 +28,7 @@ class Admission:
     def __init__(self, runtime: Runtime, metrics: Metrics, served: Callable[[], Iterable[Served]]) -> None:
         """`served` gives all policies."""
         self._runtime = runtime
-        self._rejected = metrics.rejected.labels("overloaded")
+        self._rejected = metrics.rejected
         self._served = served
         self._coming: dict[Engine, int] = {}  # let in, and not asking the engine yet
         self._examining = 0
@@ -37,8 +37,7 @@ class Admission:
         """Raises `Unavailable` where a request to this policy would wait too long."""
         refusal = self._refusal(served)
         if refusal is not None:
-            self._rejected.inc()
-            raise refusal
+            raise self._counted(refusal)
 
     def check_all(self) -> None:
         """Raises `Unavailable` where a request would wait too long whichever policy it is for.
@@ -51,8 +50,12 @@ class Admission:
             if refusal is None:
                 return
         if refusal is not None:
-            self._rejected.inc()
-            raise refusal
+            raise self._counted(refusal)
+
+    def _counted(self, refusal: ApiError) -> ApiError:
+        reason = "no_engine" if refusal.code == "engine_unavailable" else "overloaded"
+        child(self._rejected, reason).inc()
+        return refusal
 
     @contextmanager
     def on_the_way(self, served: Served) -> Iterator[None]:

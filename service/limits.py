@@ -101,7 +101,7 @@ class Limiter:
 
     def _failed(self, error: Exception) -> None:
         self._metrics.rejected.labels("limits_unavailable").inc()
-        self._log.error("rate limit storage failed", error=type(error).__name__)
+        self._log.error("limits_unavailable", error=type(error).__name__)
 
 
 def _announce(call: Call, what: str, limit: int, remaining: int, reset: float) -> None:

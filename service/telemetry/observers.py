@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
 from guardrails.runtime import Observer
@@ -11,6 +12,8 @@ from guardrails.worker_process import WorkerEvent
 from service.engine.errors import Refused, UpstreamError
 from service.engine.observer import ChildState, CircuitState
 from service.telemetry.metrics import FINE, FIRST_TOKEN, SECONDS, Metrics, child
+
+logger = structlog.get_logger(__name__)
 
 CIRCUITS: dict[CircuitState, int] = {"closed": 0, "half_open": 1, "open": 2}
 
@@ -138,5 +141,7 @@ class RuntimeMetrics(Observer):
         child(self._jobs, servable, outcome).inc()
 
     def on_worker(self, event: WorkerEvent, pid: int, detail: str) -> None:
-        """Something happened to a worker."""
+        """Something happened to a worker; what should not have is logged."""
         child(self._workers, event).inc()
+        if event in ("died", "killed", "failed"):
+            logger.error("guard_worker", what=event, pid=pid, detail=detail)

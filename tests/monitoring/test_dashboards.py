@@ -162,6 +162,25 @@ def test_every_alert_has_its_tests_and_its_page() -> None:
         assert window[1] != "s", "shorter than four scrapes at 15 s"
 
 
+def test_the_runbook_leads_to_panels_and_log_lines_that_are_there() -> None:
+    titles = {}
+    for path in BOARDS:
+        content = board(path)
+        titles[content["title"].removeprefix("Keel / ").lower()] = [p["title"] for p in content["panels"]]
+    named = re.findall(r"\*([A-Z][a-z ]+): ([^*]+)\*", RUNBOOK)
+    assert len(named) > 20
+    for dashboard, panel in named:
+        (found,) = [all_ for title, all_ in titles.items() if title.startswith(dashboard.lower())]
+        assert any(title.startswith(panel) for title in found), (dashboard, panel)
+    sentences = re.findall(r"log's lines? ([^.:;]*)", " ".join(RUNBOOK.split()))
+    logged = [event for sentence in sentences for event in re.findall(r"`([a-z]+_\w+)`", sentence)]
+    assert len(logged) > 5
+    code = "".join(
+        path.read_text() for room in ("service", "guardrails") for path in (ROOT / room).rglob("*.py")
+    )
+    assert [event for event in logged if f'"{event}"' not in code] == []
+
+
 @pytest.mark.servers("promtool")
 def test_every_alert_fires_and_clears() -> None:
     program = shutil.which("promtool")

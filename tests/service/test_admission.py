@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from service.admission import Admission
-from service.engine.errors import Overloaded
+from service.engine.errors import Overloaded, Refused
+from service.engine.errors import Unavailable as NoEngine
 from service.openai.errors import Unavailable
 from service.telemetry.metrics import Metrics
 from tests.fakes import upstream as fake
@@ -23,13 +24,13 @@ class Engine:
     """Refuses when it is full; remembers how many it was told are coming."""
 
     def __init__(self) -> None:
-        self.full = False
+        self.refusal: Refused | None = None
         self.coming = -1
 
     def check(self, coming: int = 0) -> None:
         self.coming = coming
-        if self.full:
-            raise Overloaded("full", retry_after=7)
+        if self.refusal is not None:
+            raise self.refusal
 
 
 class Workers:
@@ -78,13 +79,28 @@ def test_those_who_were_let_in_count_until_they_ask_the_engine() -> None:
 
 def test_before_the_body_is_read_only_those_are_refused_whom_no_policy_would_take() -> None:
     full, free = Engine(), Engine()
-    full.full = True
+    full.refusal = Overloaded("full", retry_after=7)
     admission, _ = admission_of(policy(full), policy(free))
     admission.check_all()
-    free.full = True
+    free.refusal = Overloaded("full", retry_after=7)
     with pytest.raises(Unavailable) as caught:
         admission.check_all()
     assert (caught.value.code, caught.value.retry_after) == ("engine_overloaded", 7)
+
+
+def test_who_is_refused_for_want_of_an_engine_is_counted_apart() -> None:
+    metrics, workers = Metrics(), Workers()
+    engine = Engine()
+    served = policy(engine)
+    admission = Admission(workers, metrics, lambda: [served])  # type: ignore[arg-type]
+    engine.refusal = NoEngine("all circuits are open", retry_after=7)
+    with pytest.raises(Unavailable):
+        admission.check_all()
+    engine.refusal = Overloaded("full", retry_after=7)
+    with pytest.raises(Unavailable):
+        admission.check(served)
+    for reason in ("no_engine", "overloaded"):
+        assert metrics.registry.get_sample_value("keel_requests_rejected_total", {"reason": reason}) == 1
 
 
 async def test_a_full_gateway_refuses_without_reading_or_examining(serve: Serve) -> None:
