@@ -158,6 +158,10 @@ class Catalog:
             return self._tenants.get((caller.name, served.name), served)
         return served
 
+    def get_exactly(self, name: str) -> Served:
+        """The policy of this name, a tenant's variant (`standard#acme`) too. Raises `ModelNotFound`."""
+        return self._served.get(name) or self.get(name)
+
     async def successor(self, served: Served) -> Served:
         """What the policy is now, once nobody is held back; as it was, where it has been taken away."""
         while self.held is not None:

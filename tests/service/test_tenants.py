@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from service.auth import KeyFile
@@ -49,6 +50,9 @@ async def test_the_key_decides_and_the_reply_says_so(serve: Serve, tmp_path: Pat
         assert b"#" not in page
         _, page, _ = await keel.get("/admin/v1/policies", {"authorization": f"Bearer {ADMIN}"})
         assert b'"tenant":"acme"' in page
+        _, page, _ = await keel.get("/admin/v1/policies/mine%23acme", {"authorization": f"Bearer {ADMIN}"})
+        shown = json.loads(page)
+        assert (shown["name"], shown["tenant"], "(a word)" in shown["yaml"]) == ("mine", "acme", True)
 
 
 KEEPING = """

@@ -6,6 +6,7 @@ import { guardTimes, marked, readable, statusChip } from "./findings.js";
 
 export async function show(main, { who }) {
   const policies = (await get("/v1/models")).data;
+  const variants = who.role === "admin" ? (await get("/admin/v1/policies")).policies.filter((one) => one.tenant) : [];
   const detail = h("section.card.stack", { "aria-live": "polite", "aria-label": "Policy" });
   const head = pageHead("Policies", "Which guards stand around the model, what each policy says, and what it makes of a text.");
   if (!policies.length) {
@@ -16,13 +17,13 @@ export async function show(main, { who }) {
     h("strong", null, policy.id), h("span.soft.small", null, policy.description || "No description.")));
   const choose = (policy) => {
     buttons.forEach((button, i) => button.setAttribute("aria-pressed", String(policies[i] === policy)));
-    drawPolicy(detail, policy, who.role === "admin");
+    drawPolicy(detail, policy, who.role === "admin", variants.filter((one) => one.name === policy.id));
   };
   replace(main, head, h("div.split", null, h("nav.stack.tight", { "aria-label": "Policies" }, buttons), detail));
   choose(policies[0]);
 }
 
-function drawPolicy(detail, policy, admin) {
+function drawPolicy(detail, policy, admin, variants) {
   const guards = (names) => names.length ? names.map((name) => h("span.chip.accent", null, name)) : h("span.soft", null, "none");
   replace(detail,
     h("div.row.spread", null, h("h2", null, policy.id), h("code.small.soft", null, policy.policy_digest.slice(0, 12))),
@@ -30,20 +31,21 @@ function drawPolicy(detail, policy, admin) {
       h("dt", null, "Answers"), h("dd", null, h("code", null, policy.checkpoint)),
       h("dt", null, "On the way in"), h("dd.row", null, guards(policy.input_guards)),
       h("dt", null, "On the way out"), h("dd.row", null, guards(policy.output_guards))),
-    tryOut(policy), admin ? source(policy) : null);
+    tryOut(policy),
+    admin ? h("div.stack.tight", null, source(policy.id, "The whole policy"), variants.map(({ tenant }) => source(`${policy.id}#${tenant}`, `As the tenant ${tenant} has it`))) : null);
 }
 
-function source(policy) {
+function source(name, title) {
   const place = h("div", null, loading());
   const read = async () => {
     try {
-      const { yaml, path } = await get(`/admin/v1/policies/${encodeURIComponent(policy.id)}`);
-      replace(place, path && h("p.help", null, "From ", h("code", null, path)), h("pre.source", { tabindex: 0, "aria-label": "The policy's text" }, highlighted(yaml)));
+      const { yaml, path } = await get(`/admin/v1/policies/${encodeURIComponent(name)}`);
+      replace(place, path && h("p.help", null, "From ", h("code", null, path)), h("pre.source", { tabindex: 0, "aria-label": `${title}, its text` }, highlighted(yaml)));
     } catch (error) {
       replace(place, failure(error, read));
     }
   };
-  return h("details", { ontoggle: (event) => { if (event.target.open) read(); } }, h("summary", null, "The whole policy"), place);
+  return h("details", { ontoggle: (event) => { if (event.target.open) read(); } }, h("summary", null, title), place);
 }
 
 /** Names before a colon stand out; everything else is as it is. */
