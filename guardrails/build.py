@@ -4,7 +4,7 @@ Every check lives in `guardrails.checks.<name>`, where the name is the one that 
 
 * `build(spec, env) -> Guard`, and, where it can tell more about a setting than its type does,
 * `problems(spec, env) -> Iterable[Problem]`: what is wrong with it, found without loading any model;
-* `asks(spec, env) -> Asked`, for guards on a model that may have a cheap first stage (`guardrails.cascade`).
+* `asks(spec, env) -> Asked`, for guards on a model that may have an early exit (`guardrails.cascade`).
 
 A guard that needs a worker also names, in `servable_specs`, what must run there.
 """
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 Asked = Mapping[str, frozenset[str]]
-"""By servable, the heads that guards ask of its first stage; none where they need the whole model."""
+"""By servable, the heads that guards ask of its early exit; none where they need the whole model."""
 
 
 def _nothing_described(servable: str) -> Any:
@@ -45,7 +45,7 @@ class GuardEnvironment:
 
     `hash_key` keys the digests that the action `hash` writes; `default_on_error` follows a failure where
     a guard says nothing of its own; `describe` is what a running servable says about itself (its labels,
-    its longest input); `shared`: what the guards of one stage together ask of each servable's first stage.
+    its longest input); `shared`: what the guards of one stage together ask of each servable's early exit.
     """
 
     registry: Registry
@@ -59,7 +59,7 @@ class GuardEnvironment:
         return Action[spec.on_error.upper()] if spec.on_error else self.default_on_error
 
     def heads(self, servable: str, own: frozenset[str]) -> tuple[str, ...]:
-        """What a guard asks of a first stage, so that it shares its pass with the others of its stage: none
+        """What a guard asks of an early exit, so that it shares its pass with the others of its stage: none
         where it, or one of them, needs the whole model."""
         shared = self.shared.get(servable, own)
         return tuple(sorted(own | shared)) if own and shared else ()
@@ -141,8 +141,8 @@ def build_guard(spec: GuardBase, env: GuardEnvironment) -> Guard:
 
 
 def asked(specs: Iterable[GuardBase], env: GuardEnvironment) -> dict[str, frozenset[str]]:
-    """What guards that are used together ask of the first stages before their models. Nothing where one of
-    them needs the whole model: it runs anyway then."""
+    """What guards that are used together ask of their models' early exits. Nothing where one of them needs
+    the whole model: it runs anyway then."""
     together: dict[str, frozenset[str]] = {}
     for spec in specs:
         ask: Callable[[GuardBase, GuardEnvironment], Asked] | None

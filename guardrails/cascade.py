@@ -1,9 +1,9 @@
-"""A cheap first stage before an encoder: where it is sure that nothing is there, the encoder isn't run.
+"""An early exit from an encoder: where its lower layers leave no doubt, the upper ones aren't run.
 
-The first stage is a checkpoint of its own, `<encoder>-first`, whose parent is the encoder that it was
-distilled from: with any other it isn't used. Guards say with each text what they need to know of it
-(`Excerpt.heads`), in labels and entity types; without that, the encoder answers. All guards of a policy's
-stage that read one model ask for the same, so that they go on sharing one pass.
+The exit is a checkpoint of its own, `<encoder>-exit`, whose parent is the encoder that it was distilled from:
+with any other it isn't used. Guards say with each text what they need to know of it (`Excerpt.heads`), in
+labels and entity types; without that, the whole encoder answers. All guards of a policy's stage that read one
+model ask for the same, so that they go on sharing one pass.
 
 Light: what loads numpy is imported where a worker makes the servable.
 """
@@ -14,27 +14,32 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from guardrails.classifier import Output
-from guardrails.in_context import Describing, Excerpt
+from guardrails.in_context import Excerpt, InContext
 
-ABOUT_NAME = "first_stage.json"
-SUFFIX = "-first"
+if TYPE_CHECKING:
+    from guardrails.classifier_onnx import Begun
+
+ABOUT_NAME = "exit.json"
+SUFFIX = "-exit"
 
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """`first_stage.json`.
+    """`exit.json`.
 
+    at:     the tensor of the encoder's graph from which the exit reads.
     heads:  the outputs' names: the encoder's labels, then its entity types.
     labels: those of them that are labels.
-    sure:   per head the logit below which the encoder is not asked.
+    sure:   per head the logit below which the rest of the encoder is not run.
     floors: per head the encoder's score that `sure` was chosen for; a guard with a lower threshold can't
-        use the first stage.
+        use the exit.
     reach:  tokens that a text needs.
     """
 
+    at: str
     heads: tuple[str, ...]
     labels: tuple[str, ...]
     sure: Mapping[str, float]
@@ -51,6 +56,7 @@ def read_about(folder: Path) -> About:
     """Raises OSError, ValueError, KeyError for a file that isn't there or isn't one."""
     content = json.loads((folder / ABOUT_NAME).read_bytes())
     return About(
+        str(content["at"]),
         tuple(map(str, content["heads"])),
         tuple(map(str, content["labels"])),
         {str(head): float(at) for head, at in content["sure"].items()},
@@ -59,26 +65,40 @@ def read_about(folder: Path) -> About:
     )
 
 
-class First(Protocol):
-    """`guardrails.first_stage.FirstStage`."""
+class Exit(Protocol):
+    """`guardrails.early_exit.EarlyExit`."""
 
-    def answer(self, text: str, heads: Sequence[str]) -> Output | None:
+    def answer(self, begun: Begun, heads: Sequence[str]) -> Output | None:
         """Its scores where it is sure, else None."""
         ...
 
 
-class Cascade:
-    """A servable for `Excerpt`s: the first stage's answer where it is sure, else the encoder's alone."""
+class Halves(Protocol):
+    """`guardrails.classifier_onnx.OnnxClassifier`, its graph cut in two."""
 
-    def __init__(self, first: First, encoder: Describing) -> None:
-        self._first = first
+    def begin(self, text: str) -> Begun: ...
+
+    def finish(self, begun: Begun) -> Output: ...
+
+
+class Cascade:
+    """A servable for `Excerpt`s: the exit's answer where it is sure, else that of `encoder`, as `whole`,
+    which runs it, reads it in its context."""
+
+    def __init__(self, early: Exit, encoder: Halves, whole: InContext) -> None:
+        self._early = early
         self._encoder = encoder
+        self._whole = whole
 
     def predict(self, batch: list[Excerpt]) -> list[Output]:
-        answers = [self._first.answer(excerpt.text, excerpt.heads) for excerpt in batch]
-        unsure = [excerpt for excerpt, output in zip(batch, answers, strict=True) if output is None]
-        told = iter(self._encoder.predict(unsure) if unsure else ())
-        return [replace(next(told), stage="encoder") if output is None else output for output in answers]
+        return [self._answer(excerpt) for excerpt in batch]
+
+    def _answer(self, excerpt: Excerpt) -> Output:
+        begun = self._encoder.begin(excerpt.text)
+        output = self._early.answer(begun, excerpt.heads)
+        if output is not None:
+            return output
+        return replace(self._whole.own(excerpt, self._encoder.finish(begun)), stage="encoder")
 
     def describe(self) -> Any:
-        return self._encoder.describe()
+        return self._whole.describe()

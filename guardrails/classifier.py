@@ -37,7 +37,7 @@ class Output:
 
     scores: Scores = field(default_factory=dict)
     entities: tuple[Entity, ...] = ()
-    stage: Literal["", "first", "encoder"] = ""
+    stage: Literal["", "exit", "encoder"] = ""
 
 
 class Description(TypedDict):

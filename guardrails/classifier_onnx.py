@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from guardrails.classifier import ClassifierError, Entity, Output, Scores, highest, scrubbed, windows
+from guardrails.graph_cut import GraphError, cut
 
 Floats = NDArray[np.float32]
 
@@ -83,8 +84,11 @@ def case_type(piece: str) -> int:
     return 2 if len(piece) > 1 and piece.isupper() else 1
 
 
-def open_session(path: Path) -> ort.InferenceSession:
-    """One thread, no spinning, no arena: a worker shares its core with others and its memory stays flat."""
+def open_session(path: Path, part: bytes | None = None) -> ort.InferenceSession:
+    """One thread, no spinning, no arena: a worker shares its core with others and its memory stays flat.
+
+    `part`: a model cut out of the one in `path`, to be opened in its place.
+    """
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -94,17 +98,44 @@ def open_session(path: Path) -> ort.InferenceSession:
     os.environ.setdefault("ORT_DISABLE_FLASH_ATTENTION", "1")
     try:
         return ort.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(SLOW_FUSIONS)
+            part or str(path),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=list(SLOW_FUSIONS),
         )
     except Exception as error:  # onnxruntime's own exception types have no common public base
         raise ClassifierError(f"{path}: onnxruntime can't load it ({type(error).__name__})") from error
 
 
-class OnnxClassifier:
-    """Labels and entities of texts, from one pass. Not thread-safe: one per worker."""
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A text as tokens in windows, and of each window what `OnnxClassifier.finish` goes on from.
 
-    def __init__(self, session: ort.InferenceSession, tokenizer: Tokenizer, settings: Settings) -> None:
+    `states`: each window's feed for the rest of the graph: the hidden states `[1, T + 2, D]` at the cut, or
+    the tokens where the graph is whole.
+    """
+
+    text: str
+    encoding: Encoding
+    windows: Sequence[tuple[int, int]]
+    states: Sequence[Mapping[str, NDArray[Any]]]
+
+
+class OnnxClassifier:
+    """Labels and entities of texts, from one pass. Not thread-safe: one per worker.
+
+    With `lower`, the graph's lower layers, `begin` runs those and `finish` the rest; else `finish` runs all.
+    """
+
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        tokenizer: Tokenizer,
+        settings: Settings,
+        lower: ort.InferenceSession | None = None,
+    ) -> None:
         self._session = session
+        self._lower = lower
         self._tokenizer = tokenizer
         self._settings = settings
         self._first, self._last = (tokenizer.token_to_id(name) for name in ("[CLS]", "[SEP]"))
@@ -117,8 +148,11 @@ class OnnxClassifier:
         self._insides = [settings.tags.index(f"I-{kind}") for kind in kinds]
 
     @classmethod
-    def load(cls, folder: Path) -> OnnxClassifier:
-        """Raises ClassifierError naming the file that is missing or wrong."""
+    def load(cls, folder: Path, at: str | None = None) -> OnnxClassifier:
+        """The checkpoint in `folder`, its graph cut in two `at` a tensor where one is given.
+
+        Raises ClassifierError naming the file that is missing or wrong.
+        """
         for name in ("model.onnx", "tokenizer.json", "classifier.json"):
             if not (folder / name).is_file():
                 raise ClassifierError(f"{folder}: {name} is missing; publish the checkpoint again")
@@ -126,7 +160,14 @@ class OnnxClassifier:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        return cls(open_session(folder / "model.onnx"), tokenizer, settings)
+        path = folder / "model.onnx"
+        if at is None:
+            return cls(open_session(path), tokenizer, settings)
+        try:
+            lower, upper = cut(path.read_bytes(), at)
+        except GraphError as error:
+            raise ClassifierError(f"{path}: {error}; publish the exit again") from error
+        return cls(open_session(path, upper), tokenizer, settings, open_session(path, lower))
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -149,42 +190,50 @@ class OnnxClassifier:
 
     def run(self, texts: Sequence[str]) -> list[Output]:
         """One `Output` per text, in order."""
-        return [self._run(scrubbed(text)) for text in texts]
+        return [self.finish(self.begin(text)) for text in texts]
 
-    def _run(self, text: str) -> Output:
+    def begin(self, text: str) -> Begun:
+        """The tokens of `text`, and the lower layers' work on them where the graph was cut."""
+        text = scrubbed(text)
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        ids: list[int] = encoding.ids
-        offsets: list[tuple[int, int]] = encoding.offsets
-        types = [case_type(text[start:end]) for start, end in offsets]
-        overlap = self._settings.overlap
+        ids = encoding.ids
+        types = [case_type(text[start:end]) for start, end in encoding.offsets]
+        parts = windows(len(ids), self._settings.max_tokens - 2, self._settings.overlap)
+        feeds = [
+            {
+                "input_ids": np.array([[self._first, *ids[start:end], self._last]], np.int64),
+                "token_type_ids": np.array([[0, *types[start:end], 0]], np.int64),
+            }
+            for start, end in parts
+        ]
+        if self._lower is None:
+            return Begun(text, encoding, parts, feeds)
+        name = self._lower.get_outputs()[0].name
+        return Begun(text, encoding, parts, [{name: self._lower.run([name], feed)[0]} for feed in feeds])
+
+    def finish(self, begun: Begun) -> Output:
+        """What the whole encoder says of the text."""
+        encoding, overlap = begun.encoding, self._settings.overlap
         scores: list[Scores] = []
         tags: list[Floats] = []
         covered = 0
-        for start, end in windows(len(ids), self._settings.max_tokens - 2, overlap):
-            logits, tag_logits = self._forward(ids[start:end], types[start:end])
-            scores.append(
-                dict(zip(self.labels, _sigmoid(self._slope * logits + self._shift).tolist(), strict=True))
-            )
+        for (start, end), state in zip(begun.windows, begun.states, strict=True):
+            logits, window_tags = self._session.run(["labels", "tags"], state)
+            p_L = _sigmoid(self._slope * logits[0] + self._shift)
+            scores.append(dict(zip(self.labels, p_L.tolist(), strict=True)))
             # A token in the overlap is tagged by the window in which it stands farther from the edge.
-            cut = end if end == len(ids) else end - overlap // 2
-            tags.append(tag_logits[covered - start : cut - start])
-            covered = cut
+            cut_at = end if end == len(encoding.ids) else end - overlap // 2
+            tags.append(window_tags[0, 1:-1][covered - start : cut_at - start])
+            covered = cut_at
         words = self._words(
-            encoding.word_ids, offsets, _softmax(np.concatenate(tags) / self._settings.tag_temperature)
+            encoding.word_ids,
+            encoding.offsets,
+            _softmax(np.concatenate(tags) / self._settings.tag_temperature),
         )
         labels = highest(scores)
         for kind, parent in self._settings.implied.items():
             labels[kind] = min(labels[kind], labels[parent])
-        return Output(labels, tuple(self._spans(text, words)))
-
-    def _forward(self, ids: list[int], types: list[int]) -> tuple[Floats, Floats]:
-        """Label logits `[L]` and, for the given tokens only, tag logits `[T, K]`."""
-        feed = {
-            "input_ids": np.array([[self._first, *ids, self._last]], np.int64),
-            "token_type_ids": np.array([[0, *types, 0]], np.int64),
-        }
-        labels, tags = self._session.run(["labels", "tags"], feed)
-        return labels[0], tags[0, 1:-1]
+        return Output(labels, tuple(self._spans(begun.text, words)))
 
     def _words(
         self, word_ids: Sequence[int | None], offsets: Sequence[tuple[int, int]], p_TK: Floats

@@ -27,8 +27,8 @@ PRESENT = 0.5
 class Excerpt(NamedTuple):
     """A text whose first `context` characters are what came before the piece that is scored.
 
-    `heads`, sorted: the labels and entity types that are of interest, where a cheap first answer about them
-    will do (`guardrails.cascade`); none where all that the model says is asked for.
+    `heads`, sorted: the labels and entity types that are of interest, where an early answer about them will
+    do (`guardrails.cascade`); none where all that the model says is asked for.
     """
 
     text: str
@@ -50,12 +50,13 @@ class InContext:
 
     def predict(self, batch: list[Excerpt]) -> list[Output]:
         outputs: list[Output] = self._classifier.predict([excerpt.text for excerpt in batch])
-        return [self._own(excerpt, output) for excerpt, output in zip(batch, outputs, strict=True)]
+        return [self.own(excerpt, output) for excerpt, output in zip(batch, outputs, strict=True)]
 
     def describe(self) -> Any:
         return self._classifier.describe()
 
-    def _own(self, excerpt: Excerpt, together: Output) -> Output:
+    def own(self, excerpt: Excerpt, together: Output) -> Output:
+        """The piece's own answer, from that for all of its excerpt."""
         text, context, _ = excerpt
         if not context or max(together.scores.values(), default=0.0) < SUSPICIOUS:
             return together

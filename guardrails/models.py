@@ -87,41 +87,40 @@ def labels(model: str | DetoxifyRef, env: GuardEnvironment) -> frozenset[str]:
 
 
 def heads(servable: ServableSpec, limits: Mapping[str, float]) -> frozenset[str]:
-    """What a guard that flags from these scores on, by label or entity type, may ask of the servable's first
-    stage; none where there is no first stage, or it wasn't made for scores that low."""
-    about = _first_stage(servable)
+    """What a guard that flags from these scores on, by label or entity type, may ask of the servable's early
+    exit; none where there is no exit, or it wasn't made for scores that low."""
+    about = _exit(servable)
     if about is None or not all(limits[head] >= about.floors.get(head, 2.0) for head in limits):
         return frozenset()
     return frozenset(limits)
 
 
-def _first_stage(servable: ServableSpec) -> cascade.About | None:
-    if "first" not in servable.config:
+def _exit(servable: ServableSpec) -> cascade.About | None:
+    if "early" not in servable.config:
         return None
-    folder = Registry(servable.config["root"]).resolve(servable.config["first"]).path
+    folder = Registry(servable.config["root"]).resolve(servable.config["early"]).path
     try:
         return cascade.read_about(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{folder / cascade.ABOUT_NAME}: not a first stage's description ({error!r}); publish it again"
+            f"{folder / cascade.ABOUT_NAME}: not an early exit's description ({error!r}); publish it again"
         ) from error
 
 
-def serve_checkpoint(root: str, ref: str, first: str | None = None) -> Respelled:
-    """The factory for a checkpoint of the registry in folder `root`, with its `first` stage where it has
-    one: every byte is verified, then loaded."""
+def serve_checkpoint(root: str, ref: str, early: str | None = None) -> Respelled:
+    """The factory for a checkpoint of the registry in folder `root`, with its `early` exit where it has one:
+    every byte is verified, then loaded."""
     registry = Registry(root)
     checkpoint = registry.resolve(ref)
     registry.verify(checkpoint)
-    encoder = InContext(backends.serve_onnx(str(checkpoint.path)))
     words = read_words(checkpoint.path)
-    if first is None:
-        return Respelled(encoder, words)
-    from guardrails.first_stage import load
+    if early is None:
+        return Respelled(InContext(backends.serve_onnx(str(checkpoint.path))), words)
+    from guardrails.early_exit import load
 
-    stage = registry.resolve(first)
-    registry.verify(stage)
-    return Respelled(cascade.Cascade(load(stage.path, checkpoint.path), encoder), words)
+    published = registry.resolve(early)
+    registry.verify(published)
+    return Respelled(load(published.path, checkpoint.path), words)
 
 
 def serve_transformers(folder: str) -> InContext:
@@ -139,8 +138,8 @@ def _checkpoint(name: str, env: GuardEnvironment) -> ServableSpec:
     title = f"{checkpoint.name}@{checkpoint.digest[:16]}"
     config = {"root": str(env.registry.root), "ref": checkpoint.ref}
     if checkpoint.name + cascade.SUFFIX in env.registry.names():
-        first = env.registry.resolve(checkpoint.name + cascade.SUFFIX)
-        if first.manifest.parent == checkpoint.ref:
-            title += f"+{first.digest[:8]}"
-            config["first"] = first.ref
+        early = env.registry.resolve(checkpoint.name + cascade.SUFFIX)
+        if early.manifest.parent == checkpoint.ref:
+            title += f"+{early.digest[:8]}"
+            config["early"] = early.ref
     return ServableSpec(title, "guardrails.models:serve_checkpoint", config, cache=True)

@@ -85,7 +85,7 @@ def _steps(levels: Levels, hash_key: bytes) -> tuple[tuple[float, Remedy], ...]:
 class ScoreGuard:
     """Scores every piece of a text; a piece that is flagged is a finding over the whole of it.
 
-    `heads`: what the first stage of a cascade is asked; none where the encoder is to answer. `sentences`:
+    `heads`: what an early exit is asked; none where the whole encoder is to answer. `sentences`:
     long texts that are complete are read sentence by sentence as well.
     """
 

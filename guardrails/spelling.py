@@ -79,4 +79,4 @@ def _higher(output: Output, other: Output) -> Output:
     return replace(output, scores=scores, stage=max(output.stage, other.stage, key=_EFFORT.index))
 
 
-_EFFORT = ("", "first", "encoder")
+_EFFORT = ("", "exit", "encoder")

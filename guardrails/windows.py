@@ -56,8 +56,8 @@ class Window:
         return self.text[self.start - self.left :] if self.context else self.text
 
     def asked(self, heads: tuple[str, ...]) -> Excerpt:
-        """The same, with the `heads` that are of interest where the text is what it seems: a first stage is
-        shown no odd characters, and nothing that can be read in a second way."""
+        """The same, with the `heads` that are of interest where the text is what it seems: an early exit is
+        asked about no odd characters, and about nothing that can be read in a second way."""
         hidden = not heads or odd(self.text) or disguises(self.scored)
         return self.excerpt if hidden else self.excerpt._replace(heads=heads)
 

@@ -131,7 +131,7 @@ class EvidenceSpec(Frozen):
 class ClassifierBase(ScoredBase):
     """A guard that scores text with a classifier: a checkpoint's name by default.
 
-    With `cascade`, a model's cheap first stage, where it has one, answers for pieces in which it is sure that
+    With `cascade`, a model's early exit, where it has one, answers for pieces in which it is sure that
     nothing is. With `evidence`, pieces count together. With `sentences`, a long text that is complete is read
     sentence by sentence too: harmless ones can't hide a harmful one then.
     """

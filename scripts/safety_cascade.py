@@ -1,4 +1,4 @@
-"""What the cascade before the safety model saves, and what it loses beside the encoder alone.
+"""What the safety model's early exit saves, and what it loses beside the whole encoder.
 
 `python scripts/safety_cascade.py --document docs/SAFETY.md` writes the tables between the document's
 `<!-- cascade -->` marks. All sets are held out: nothing was trained, and no limit chosen, on their sources.
@@ -49,7 +49,7 @@ HARD: Mapping[Stage, tuple[str, ...]] = {
 class Traffic:
     """Sums over the texts of one set."""
 
-    first: int = 0
+    left: int = 0
     pieces: int = 0
     tokens: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"cascade": 0.0, "encoder": 0.0})
@@ -57,7 +57,7 @@ class Traffic:
     def row(self) -> str:
         each = [f"{1e6 * self.seconds[k] / max(1, self.tokens):.1f}" for k in ("encoder", "cascade")]
         saved = 1 - self.seconds["cascade"] / max(1e-9, self.seconds["encoder"])
-        passed = self.first / max(1, self.pieces)
+        passed = self.left / max(1, self.pieces)
         return f"{self.pieces} | {100 * passed:.0f} % | {each[0]} | {each[1]} | {100 * saved:.0f} % |"
 
 
@@ -76,14 +76,14 @@ def sets(root: Path) -> dict[str, list[Example]]:
 
 
 def traffic(reader: Reader, texts: Sequence[str], heads: tuple[str, ...], stage: Stage) -> Traffic:
-    """Each text read with and without the first stage, in turn."""
+    """Each text read with and without the exit, in turn."""
     total = Traffic()
     for text in texts:
         asked, whole = reader.excerpts(text, heads, stage), reader.excerpts(text, (), stage)
         for name, excerpts in (("encoder", whole), ("cascade", asked)):
             reading = reader.ask(excerpts)
             total.seconds[name] += reading.seconds
-        total.first += reading.pieces.get("first", 0)
+        total.left += reading.pieces.get("exit", 0)
         total.pieces += len(asked)
         total.tokens += sum(reader.tokens(excerpt.text) for excerpt in asked)
     return total
@@ -91,8 +91,8 @@ def traffic(reader: Reader, texts: Sequence[str], heads: tuple[str, ...], stage:
 
 def traffic_rows(reader: Reader, data: Mapping[str, list[Example]]) -> Iterator[str]:
     """By policy, stage and set."""
-    cost = "CPU ms per 1,000 tokens, encoder alone | with the cascade | saved"
-    yield f"| guards | data | pieces | by the first stage | {cost} |"
+    cost = "CPU ms per 1,000 tokens, whole encoder | with the exit | saved"
+    yield f"| guards | data | pieces | left by the exit | {cost} |"
     yield "|---|---|---|---|---|---|---|"
     uses: list[tuple[str, tuple[str, ...], Stage, tuple[str, ...]]] = [
         (where, (head,), "input", kinds) for head, (where, kinds) in ALONE.items()
@@ -111,7 +111,7 @@ def traffic_rows(reader: Reader, data: Mapping[str, list[Example]]) -> Iterator[
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """One label on one set, by the encoder alone and with the cascade."""
+    """One label on one set, by the whole encoder and with the exit."""
 
     label: str
     data: str
@@ -140,8 +140,8 @@ HEADS: Mapping[str, tuple[str, ...]] = {
 
 
 def quality_rows(reader: Reader, data: Mapping[str, list[Example]]) -> Iterator[str]:
-    """Recall at thresholds in use. The first stage is asked for the label alone, so that it passes most."""
-    yield "| label | data | rows | at | recall, encoder alone | with the cascade | of those found, lost |"
+    """Recall at thresholds in use. The exit is asked for the label alone, so that it passes most."""
+    yield "| label | data | rows | at | recall, whole encoder | with the exit | of those found, lost |"
     yield "|---|---|---|---|---|---|---|"
     seen: dict[tuple[str, str], tuple[list[Reading], list[Reading]]] = {}
     for one in QUALITY:
@@ -167,7 +167,7 @@ def quality_rows(reader: Reader, data: Mapping[str, list[Example]]) -> Iterator[
 def auc_rows(reader: Reader, data: Mapping[str, list[Example]]) -> Iterator[str]:
     """AUC with both, over the sets that docs/SAFETY.md ranks."""
     yield ""
-    yield "| label | data | rows | AUC, encoder alone | with the cascade |"
+    yield "| label | data | rows | AUC, whole encoder | with the exit |"
     yield "|---|---|---|---|---|"
     for label, names in (
         ("toxicity", ("comments",)),
@@ -184,7 +184,7 @@ def auc_rows(reader: Reader, data: Mapping[str, list[Example]]) -> Iterator[str]
 
 
 def name_rows(reader: Reader, data: Mapping[str, list[Example]]) -> Iterator[str]:
-    """Of the texts in which the encoder finds a name of a kind, those that never reach it."""
+    """Of the texts in which the encoder finds a name of a kind, those that leave before."""
     yield "| kind | data | texts with one, by the encoder | of those, lost |"
     yield "|---|---|---|---|"
     for name in ("presidio", "wnut17", "written"):

@@ -1,4 +1,4 @@
-"""Texts as the gateway's guards read them: windows, views, and the model with or without its first stage."""
+"""Texts as the gateway's guards read them: windows, views, and the model with or without its early exit."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class Reader:
     def pieces(
         self, text: str, stage: Stage, heads: tuple[str, ...] = (), sentences: bool = False
     ) -> Iterator[list[Excerpt]]:
-        """What a guard asks about each piece of a text, `heads` of the first stage and all else of the
-        encoder."""
+        """What a guard asks about each piece of a text, `heads` of the exit, and otherwise of the
+        whole encoder."""
         role = "user" if stage == "input" else "assistant"
         windows, _ = Windows(Context(stage, role), whole=False).advance(text, final=True)
         yield from (readings(window, heads, sentences) for window in windows)

@@ -1,5 +1,5 @@
 """How much of what the safety model finds it finds in disguise: the model alone, as its guards read, and as
-they read with the cascade before it.
+they read with its early exit.
 
 `python scripts/safety_robustness.py --document docs/SAFETY.md` writes the tables between the document's
 `<!-- robustness -->` and `<!-- long -->` marks. Thresholds are the scores that one in a hundred ordinary

@@ -40,8 +40,8 @@ COMMANDS: dict[str, Command] = {
     "rloo": Command("training.methods.rloo:main", "policy gradient with a leave-one-out baseline (TRL)"),
     "spin": Command("training.methods.spin:main", "self-play against one's own earlier replies"),
     "classifier": Command("training.methods.classifier:main", "fine-tune an encoder as a text classifier"),
-    "first-stage": Command(
-        "training.methods.first_stage:main", "a cheap first stage before the safety classifier"
+    "early-exit": Command(
+        "training.methods.early_exit:main", "an early exit from the safety classifier's lower layers"
     ),
     "rlaif": Command("training.methods.rlaif:main", "preferences from an AI judge, and training on them"),
     "cai": Command("training.methods.cai:main", "constitutional training: critique, revise, fine-tune"),

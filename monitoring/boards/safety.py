@@ -187,7 +187,7 @@ def _cascades() -> list[AnyPanel]:
         ),
         graph(
             "Share of each stage",
-            "What a cheap stage answers costs next to nothing; if that is little, it isn't worth having.",
+            "What an exit answers spares the layers after it; if that is little, it isn't worth having.",
             "percentunit",
             Query(shares(STAGES, HERE, "servable", "stage"), "{{servable}} {{stage}}"),
             width=12,

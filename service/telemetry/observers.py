@@ -118,7 +118,7 @@ class RuntimeMetrics(Observer):
         )
         self._stages = Counter(
             "keel_guard_stage",
-            "Pieces of text by the stage of a cascade that answered for them: first or encoder.",
+            "Pieces of text by the stage of a cascade that answered for them: exit or encoder.",
             ("servable", "stage"),
             registry=registry,
         )

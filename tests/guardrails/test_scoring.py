@@ -37,14 +37,14 @@ def injected(workers: Workers, **settings: Any) -> ScoreGuard:
     return injection.build(InjectionSpec(**settings), workers.environment)
 
 
-def test_with_a_cascade_the_first_stage_answers_for_what_is_plain(workers: Workers) -> None:
+def test_with_a_cascade_the_exit_answers_for_what_is_plain(workers: Workers) -> None:
     guard = injected(workers, cascade=True)
 
     def stages(text: str) -> list[str]:
         jobs = guard.examine(Context("input", "user")).advance(text, True).jobs
         return [workers.run(job.servable, job.payload).stage for job in jobs]
 
-    assert stages(PLAIN) == ["first"]
+    assert stages(PLAIN) == ["exit"]
     assert stages(PLAIN + " " + ATTACK) == ["encoder"]
     assert set(stages(codecs.encode(ATTACK, "rot13"))) == {"encoder"}
     moderator = Moderator([guard], Context("input", "user"))
@@ -56,14 +56,14 @@ def test_with_a_cascade_the_first_stage_answers_for_what_is_plain(workers: Worke
 def test_the_stages_of_answers_are_counted() -> None:
     metrics = Metrics()
     observer = RuntimeMetrics(metrics)
-    for stage in ("first", "encoder", "first", ""):
+    for stage in ("exit", "encoder", "exit", ""):
         observer.on_answer("m", Output(stage=stage))  # type: ignore[arg-type]
     observer.on_answer("m", "of another kind")
     counted = {
         stage: metrics.registry.get_sample_value("keel_guard_stage_total", {"servable": "m", "stage": stage})
-        for stage in ("first", "encoder", "")
+        for stage in ("exit", "encoder", "")
     }
-    assert counted == {"first": 2.0, "encoder": 1.0, "": None}
+    assert counted == {"exit": 2.0, "encoder": 1.0, "": None}
 
 
 class TestToxicity:

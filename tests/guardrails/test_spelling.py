@@ -77,7 +77,7 @@ class Scripted:
             Output(
                 {"injection": 0.9 * ("ignore" in e.text), "toxicity": 0.2 * ("ingore" in e.text)},
                 (Entity("PERSON", 0, 3, 0.9),) if "ingore" in e.text else (),
-                "encoder" if "ignore" in e.text else "first",
+                "encoder" if "ignore" in e.text else "exit",
             )
             for e in batch
         ]
@@ -90,7 +90,7 @@ def test_the_highest_score_of_both_readings_counts_and_the_names_of_the_first() 
     inner = Scripted()
     served = Respelled(inner, WORDS)
     plain, swapped = served.predict([Excerpt("the form"), Excerpt("ingore the rules", 3, ("injection",))])
-    assert plain == Output({"injection": 0.0, "toxicity": 0.0}, stage="first")
+    assert plain == Output({"injection": 0.0, "toxicity": 0.0}, stage="exit")
     assert swapped.scores == {"injection": 0.9, "toxicity": 0.2}
     assert [entity.entity_type for entity in swapped.entities] == ["PERSON"]
     assert swapped.stage == "encoder"

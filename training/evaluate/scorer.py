@@ -26,13 +26,17 @@ Spans = list[tuple[str, int, int]]
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One text's raw answer: each label's highest logit, every token's tag logits, and the tokens."""
+    """One text's raw answer: each label's highest logit, every token's tag logits, and the tokens.
+
+    `states`: of each window `[T + 2, D]`, the hidden states that were asked for.
+    """
 
     ids: list[int]
     logits_L: Floats
     tags_TK: Floats
     offsets: list[tuple[int, int]]
     words: list[int]
+    states: list[Floats]
 
 
 FUSIONS_OFF = ("SkipLayerNormFusion",)
@@ -54,9 +58,12 @@ def session(model: Path | bytes) -> ort.InferenceSession:
 
 
 class Scorer:
-    """`folder` holds `tokenizer.json` and `classifier.json`; `model` is the graph to run."""
+    """`folder` holds `tokenizer.json` and `classifier.json`; `model` is the graph to run.
 
-    def __init__(self, folder: Path, model: Path | bytes) -> None:
+    `states`: an output of the graph beside the labels and tags, told with each reading.
+    """
+
+    def __init__(self, folder: Path, model: Path | bytes, states: str | None = None) -> None:
         about = json.loads((folder / "classifier.json").read_text(encoding="utf-8"))
         self.labels: tuple[str, ...] = tuple(about["labels"])
         self.tags: tuple[str, ...] = tuple(about["tags"])
@@ -70,6 +77,7 @@ class Scorer:
         self.kinds: tuple[str, ...] = tuple(dict.fromkeys(t[2:] for t in self.tags if t != "O"))
         self.temperature = float(about.get("tag_temperature", 1.0))
         self.floor = float(about.get("entity_floor", 0.5))
+        self._outputs = ["labels", "tags", *([states] if states else ())]
         self._session = session(model)
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._ends = [self._tokenizer.token_to_id(t) for t in ("[CLS]", "[SEP]")]
@@ -79,7 +87,7 @@ class Scorer:
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         ids, offsets = encoding.ids, encoding.offsets
         types = [case_type(text[a:b]) for a, b in offsets]
-        step, labels, tags, covered, start = self.size - self.overlap, [], [], 0, 0
+        step, labels, tags, states, covered, start = self.size - self.overlap, [], [], [], 0, 0
         while True:
             start = max(0, min(start, len(ids) - self.size))
             end = min(len(ids), start + self.size)
@@ -87,8 +95,9 @@ class Scorer:
                 "input_ids": np.array([[self._ends[0], *ids[start:end], self._ends[1]]], np.int64),
                 "token_type_ids": np.array([[0, *types[start:end], 0]], np.int64),
             }
-            label_logits, tag_logits = self._session.run(["labels", "tags"], feed)
+            label_logits, tag_logits, *others = self._session.run(self._outputs, feed)
             labels.append(label_logits[0])
+            states += [hidden[0] for hidden in others]
             cut = end if end == len(ids) else end - self.overlap // 2
             tags.append(tag_logits[0, 1:-1][covered - start : cut - start])
             covered = cut
@@ -101,7 +110,13 @@ class Scorer:
             np.concatenate(tags),
             offsets,
             [w if w is not None else -1 for w in encoding.word_ids],
+            states,
         )
+
+    def first_window(self, text: str) -> str:
+        """As much of `text` as the encoder reads at once."""
+        offsets = self._tokenizer.encode(text, add_special_tokens=False).offsets
+        return text[: offsets[self.size - 1][1]] if len(offsets) > self.size else text
 
     def logits(self, texts: Sequence[str]) -> Floats:
         """`[B, L]`: each text's highest logit per label."""

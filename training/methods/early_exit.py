@@ -1,9 +1,9 @@
-"""`keel-train first-stage`: distil a published safety encoder into the cheap first stage of a cascade.
+"""`keel-train early-exit`: distil a published safety encoder into an exit after its lower layers.
 
-The encoder scores texts (kept, so that a second try begins with training), the network of
-`first_stage_model` learns the scores, and per head the logit is chosen below which the encoder need not be
-asked: on sources that nothing was trained on, in none of which more than `lost` of what the encoder flags
-at the head's floor may lie below.
+The encoder scores texts (kept with its hidden states, so that a second try begins with training), the
+network of `early_exit_model` learns the scores from the states, and per head the logit is chosen below which
+the upper layers need not be run: on sources that nothing was trained on, in none of which more than `lost` of
+what the encoder flags at the head's floor may lie below.
 """
 
 from __future__ import annotations
@@ -17,20 +17,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from pydantic import Field
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from policies.manifest import DataSource
 from policies.registry import Registry, ResolvedCheckpoint
 from training.config import Config
-from training.data.first_stage import TRAINED_ON, build_texts
+from training.data.early_exit import CHANGED, TRAINED_ON, build_texts
 from training.errors import TrainingError
 from training.evaluate.scorer import Scorer
-from training.methods.classifier_config import encoder_folder
 from training.methods.classifier_finish import data_sources
-from training.methods.first_stage_model import REACH, FirstStage, projected
-from training.methods.first_stage_scores import Floats, Scored, score
-from training.methods.first_stage_train import fit, known, logits
+from training.methods.early_exit_model import EarlyExit
+from training.methods.early_exit_scores import REACH, Floats, Scored, score, tapped
+from training.methods.early_exit_train import fit, known, logits
 from training.provenance import RunRecord, code_revision
 from training.publish import Check, Draft, publish
 
@@ -39,8 +38,8 @@ FEWEST = 200
 TEXTS_AT_ONCE = ("validation", "training")
 
 
-class FirstStageConfig(Config):
-    """`encoder`: a checkpoint of the registry; `words`: where the word vectors that it was trained on are.
+class EarlyExitConfig(Config):
+    """`encoder`: a checkpoint of the registry; `at`: the tensor of its graph from which the exit reads.
 
     `texts`: how many to learn from; `floors`: the encoder's score from which on a text counts as flagged, for
     its labels and for its entity types; `lost`: the share of flagged texts that may be given up.
@@ -49,82 +48,61 @@ class FirstStageConfig(Config):
     name: str
     seed: int = 0
     encoder: str
-    words: str
-    texts: int = Field(default=110_000, ge=1)
-    size: int = Field(default=44, ge=1)
-    near: int = Field(default=64, ge=1)
-    far: int = Field(default=128, ge=1)
-    epochs: int = Field(default=4, ge=1)
-    rows_per_batch: int = Field(default=128, ge=1)
-    learning_rate: float = Field(default=2e-3, gt=0)
-    words_rate: float = Field(default=0.3, ge=0)
+    at: str
+    texts: int = Field(default=45_000, ge=1)
+    channels: int = Field(default=256, ge=1)
+    epochs: int = Field(default=5, ge=1)
+    rows_per_batch: int = Field(default=64, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
     positive_weight: float = Field(default=8.0, ge=1)
     floors: dict[str, float] = Field(default_factory=lambda: {"labels": 0.5, "names": 0.4})
     lost: float = Field(default=0.01, ge=0, lt=1)
     threads: int = Field(default=1, ge=1)
 
 
-def scored(config: FirstStageConfig, encoder: ResolvedCheckpoint, data_root: Path, run: Path) -> None:
-    """Let the encoder score all texts, unless the run's directory has that already."""
-    if all((run / f"{name}.npz").is_file() for name in TEXTS_AT_ONCE):
+def scored(config: EarlyExitConfig, encoder: ResolvedCheckpoint, data_root: Path, run: Path) -> None:
+    """Let the encoder read all texts, unless the run's directory has that already."""
+    if all((run / name / "scored.npz").is_file() for name in TEXTS_AT_ONCE):
         return
     train, validation = build_texts(data_root, config.seed, config.texts)
-    scorer = Scorer(encoder.path, encoder.path / "model.onnx")
+    scorer = Scorer(encoder.path, tapped(encoder.path / "model.onnx", config.at), config.at)
     for name, texts in zip(TEXTS_AT_ONCE, (validation, train), strict=True):
-        score(scorer, texts, name).write(run / f"{name}.npz")
+        score(scorer, texts, run / name)
 
 
-def quantized(model: FirstStage) -> dict[str, Tensor]:
-    """What is published: the words in 8 bits with a scale for each dimension, the rest in 16.
-
-    The model is changed to have just these weights.
-    """
+def halved(model: EarlyExit) -> dict[str, Tensor]:
+    """What is published: 16 bits. The model is changed to have just these weights."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.half())
-    words_VD = model.words.weight.detach()
-    scale_D = words_VD.abs().amax(dim=0) / 127
-    int8_VD = (words_VD / scale_D).round().clamp(-127, 127).to(torch.int8)
-    with torch.no_grad():
-        model.words.weight.copy_(int8_VD * scale_D)
-    tensors = {
-        "words": int8_VD,
-        "words_scale": scale_D,
-        "cases": model.cases.weight,
-        "near.weight": model.near.weight,
-        "near.bias": model.near.bias,
-        "far.weight": model.far.weight,
-        "far.bias": model.far.bias,
-        "head.weight": model.head.weight,
-        "head.bias": model.head.bias,
-    }
-    exact = ("words", "words_scale")
-    return {n: (t if n in exact else t.detach().half()).detach().contiguous() for n, t in tensors.items()}
+    return {name: tensor.detach().half().contiguous() for name, tensor in model.state_dict().items()}
 
 
 def sure(logits_NH: Floats, validation: Scored, floors_H: Sequence[float], lost: float) -> dict[str, float]:
-    """Per head the highest logit below which no more than `lost` of the flagged texts lie: of all, and of
-    every source with FEWEST of them.
+    """Per head the highest logit below which no more than `lost` of the flagged texts lie: of all, of every
+    source with FEWEST of them, and of the texts that were changed, if they have as many.
 
-    A text that was changed counts with its source. Raises TrainingError for a head that none has.
+    A text that was changed counts with its source too. Raises TrainingError for a head that none has.
     """
-    groups = np.array([source.removesuffix("/changed").split("/")[0] for source in validation.sources])
+    sources = np.array(validation.sources)
+    named = np.array([source.removesuffix(CHANGED).split("/")[0] for source in sources])
+    whole = np.ones(len(sources), bool)
+    groups = [np.char.endswith(sources, CHANGED), *(named == name for name in np.unique(named))]
     known_NH = known(validation)
     found: dict[str, float] = {}
     for column, (head, floor) in enumerate(zip(validation.heads, floors_H, strict=True)):
         flagged = known_NH[:, column] * validation.targets_NH[:, column] >= max(floor, 1e-9)
-        limits = []
-        for group in (None, *np.unique(groups)):
-            of_N = np.sort(logits_NH[flagged if group is None else flagged & (groups == group), column])
-            if len(of_N) >= (FEWEST if group is not None else 1):
-                limits.append(float(of_N[int(lost * len(of_N))]))
-        if not limits:
+        if not flagged.any():
             raise TrainingError(f"{head}: there is no text that the encoder flags at {floor:g}")
+        limits = []
+        for group in (whole, *(group for group in groups if (group & flagged).sum() >= FEWEST)):
+            of_N = np.sort(logits_NH[flagged & group, column])
+            limits.append(float(of_N[int(lost * len(of_N))]))
         found[head] = round(min(limits), 4)
     return found
 
 
-def train(config: FirstStageConfig, registry: Registry, data_root: Path, run: Path) -> None:
+def train(config: EarlyExitConfig, registry: Registry, data_root: Path, run: Path) -> None:
     """All of it, into `run/final` and `run/record.json`."""
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
@@ -132,22 +110,20 @@ def train(config: FirstStageConfig, registry: Registry, data_root: Path, run: Pa
     registry.verify(encoder)
     run.mkdir(parents=True, exist_ok=True)
     scored(config, encoder, data_root, run)
-    texts, validation = Scored.read(run / "training.npz"), Scored.read(run / "validation.npz")
-    table = load_file(encoder_folder(config.words) / "model.safetensors")["embeddings.word_embeddings.weight"]
-    model = FirstStage(projected(table, config.size), config.near, config.far, len(texts.heads))
+    validation, texts = (Scored.read(run / name) for name in TEXTS_AT_ONCE)
+    model = EarlyExit(texts.states_TD.shape[1], config.channels, len(texts.heads))
     fit(
         model,
         texts,
         epochs=config.epochs,
         rows_per_batch=config.rows_per_batch,
         learning_rate=config.learning_rate,
-        words_rate=config.words_rate,
         positive_weight=config.positive_weight,
         seed=config.seed,
     )
     write(config, encoder, model, validation, run)
     RunRecord(
-        method="first-stage",
+        method="early-exit",
         config=config.model_dump(mode="json"),
         seed=config.seed,
         code_revision=code_revision(),
@@ -157,19 +133,20 @@ def train(config: FirstStageConfig, registry: Registry, data_root: Path, run: Pa
 
 
 def write(
-    config: FirstStageConfig,
+    config: EarlyExitConfig,
     encoder: ResolvedCheckpoint,
-    model: FirstStage,
+    model: EarlyExit,
     validation: Scored,
     run: Path,
 ) -> None:
-    """`run/final`: weights, and `first_stage.json` with what they are sure of."""
+    """`run/final`: weights, and `exit.json` with what they are sure of."""
     final = run / "final"
     final.mkdir(exist_ok=True)
-    save_file(quantized(model), final / "first_stage.safetensors")
+    save_file(halved(model), final / "exit.safetensors")
     labels = json.loads((encoder.path / "classifier.json").read_text(encoding="utf-8"))["labels"]
     floors = [config.floors["labels" if head in labels else "names"] for head in validation.heads]
     about = {
+        "at": config.at,
         "heads": validation.heads,
         "labels": labels,
         "reach": REACH,
@@ -177,27 +154,26 @@ def write(
         "floors": dict(zip(validation.heads, floors, strict=True)),
         "sure": sure(logits(model, validation), validation, floors, config.lost),
     }
-    (final / "first_stage.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    (final / "exit.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     notice = (encoder.path / "NOTICE.txt").read_text(encoding="utf-8")
     (final / "NOTICE.txt").write_text(NOTICE.format(name=config.name) + notice, encoding="utf-8")
 
 
 NOTICE = """\
-{name} was distilled from keel-guard, and has its word vectors, reduced, from the same model. What was
-said of keel-guard holds for it:
+{name} was distilled from keel-guard, and reads its hidden states. What was said of keel-guard holds for it:
 
 """
 
 
 def sources(data_root: Path) -> tuple[DataSource, ...]:
-    """The files whose texts it learnt from, and those that thresholds were chosen on."""
+    """The files whose texts it learnt from, and those that limits were chosen on."""
     return data_sources(data_root, TRAINED_ON)
 
 
 def publish_run(run: Path, registry: Path, name: str) -> ResolvedCheckpoint:
     """Into the registry, beside the encoder. Raises PublishError when a gate fails."""
     record = RunRecord.read(run)
-    about = json.loads((run / "final" / "first_stage.json").read_text(encoding="utf-8"))
+    about = json.loads((run / "final" / "exit.json").read_text(encoding="utf-8"))
     draft = Draft(
         name=name,
         kind="classifier",
@@ -205,7 +181,7 @@ def publish_run(run: Path, registry: Path, name: str) -> ResolvedCheckpoint:
         config=record.config,
         seed=record.seed,
         code_revision=record.code_revision,
-        description=f"The cheap first stage before {record.parent}; see docs/SAFETY.md",
+        description=f"An early exit from {record.parent}; see docs/SAFETY.md",
         parent=record.parent,
         data=record.data,
         evaluations=record.evaluations,
@@ -216,7 +192,8 @@ def publish_run(run: Path, registry: Path, name: str) -> ResolvedCheckpoint:
 
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="keel-train first-stage", description="Distil a safety encoder into a cheap first stage."
+        prog="keel-train early-exit",
+        description="Distil a safety encoder into an exit after its lower layers.",
     )
     parser.add_argument("--config", type=Path, required=True, help="YAML file, see training/configs")
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("KEEL_DATA", "../shared/data")))
@@ -226,7 +203,7 @@ def main(argv: Sequence[str]) -> int:
         "--publish", action="store_true", help="place the finished run into the registry, and no more"
     )
     arguments = parser.parse_args(argv)
-    config = FirstStageConfig.load(arguments.config)
+    config = EarlyExitConfig.load(arguments.config)
     run = arguments.run or Path("runs") / config.name
     if arguments.publish:
         print(f"published: {publish_run(run, arguments.registry, config.name).ref}")

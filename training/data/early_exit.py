@@ -1,4 +1,4 @@
-"""Texts from which the first stage of a cascade learns what its encoder says: pieces as guards read them.
+"""Texts from which an early exit learns what its encoder says: pieces as guards read them.
 
 No label is used: the encoder's own scores are the targets. Whole sources are kept for choosing thresholds
 (`VALIDATION`); what docs/SAFETY.md measures on (`training.data.safety.HELD_OUT`) is used for neither.
@@ -28,10 +28,12 @@ VALIDATION = (
 )
 """Sources that only thresholds are chosen on."""
 TRAINED_ON = tuple(dict.fromkeys((*ENCODER_TRAINED_ON, *VALIDATION)))
-"""Every file that the first stage's weights or limits come from."""
+"""Every file that an exit's weights or limits come from."""
 _KEPT_BACK = frozenset("vicomtech inthewild wnut17".split())
 """Their names in `training.data.safety`, whose rows of them are left out."""
 
+CHANGED = "/changed"
+"""What is added to the source's name of a text that was changed."""
 MOST_OF_A_SOURCE = 5_000
 SHORTEST, LONGEST = 60, 520
 """Of a piece of prose, in characters."""
@@ -141,7 +143,7 @@ def disguised(
         lambda t: _beside(t, prose, rng),
     )
     for text in rng.sample(list(texts), round(share * len(texts))):
-        yield Text(rng.choice(changes)(text.text), f"{text.source}/changed")
+        yield Text(rng.choice(changes)(text.text), text.source + CHANGED)
 
 
 def mistyped(text: str, rng: Random, every: int = 20) -> str:
