@@ -7,8 +7,14 @@ const WIDTH = matchMedia("(max-width: 46rem)").matches ? 400 : 960;
 const HEIGHT = 260;
 const EDGE = { left: 56, right: 12, top: 12, bottom: 28 };
 
-/** `looks`: [{at, arms: [{name, metrics}]}]; `read` takes an arm's row to its interval {estimate, low, high}. */
-export function intervals(looks, names, read, { label, format, zero = false }) {
+/** The classes that colour the i-th arm; there are four colours, and dashes for the next four. */
+export function armClass(i) {
+  return `arm-${(i % 4) + 1}${i % 8 > 3 ? " dashed" : ""}`;
+}
+
+/** `looks`: [{at, arms: [{name, metrics}]}]; `read` takes an arm's row to its interval {estimate, low, high}.
+    `first` is the number of the first of `names` among all arms, for its colour. */
+export function intervals(looks, names, read, { label, format, zero = false, first = 0 }) {
   const series = names.map((name) => looks.map((look) => {
     const arm = look.arms.find((one) => one.name === name);
     return { at: look.at, ...(arm ? read(arm) : {}) };
@@ -22,7 +28,7 @@ export function intervals(looks, names, read, { label, format, zero = false }) {
   const [from, until] = [Math.min(...times), Math.max(...times)];
   const x = (at) => EDGE.left + (WIDTH - EDGE.left - EDGE.right) * (until > from ? (at - from) / (until - from) : 0.5);
   const y = (value) => EDGE.top + (HEIGHT - EDGE.top - EDGE.bottom) * (1 - (Math.min(top, Math.max(bottom, value)) - bottom) / (top - bottom));
-  const shapes = series.flatMap((line, i) => drawn(line, i + 1, x, y, bottom, top));
+  const shapes = series.flatMap((line, i) => drawn(line, armClass(first + i), x, y, bottom, top));
   const ticks = [bottom, (bottom + top) / 2, top].flatMap((value) => [
     s("line", { x1: EDGE.left, x2: WIDTH - EDGE.right, y1: y(value), y2: y(value), class: "grid" }),
     s("text", { x: EDGE.left - 8, y: y(value) + 4, "text-anchor": "end" }, format(value))]);
@@ -38,13 +44,13 @@ function drawn(line, colour, x, y, bottom, top) {
   const high = (point) => (Number.isFinite(point.high) ? point.high : top);
   if (line.length === 1) {
     const [point] = line;
-    return [s("line", { x1: x(point.at), x2: x(point.at), y1: y(low(point)), y2: y(high(point)), class: `band-line arm-${colour}` }),
-      s("circle", { cx: x(point.at), cy: y(point.estimate), r: 4, class: `dot arm-${colour}` })];
+    return [s("line", { x1: x(point.at), x2: x(point.at), y1: y(low(point)), y2: y(high(point)), class: `band-line ${colour}` }),
+      s("circle", { cx: x(point.at), cy: y(point.estimate), r: 4, class: `dot ${colour}` })];
   }
   const upper = line.map((point) => `${x(point.at).toFixed(1)},${y(high(point)).toFixed(1)}`);
   const lower = line.map((point) => `${x(point.at).toFixed(1)},${y(low(point)).toFixed(1)}`).reverse();
   const middle = line.map((point) => `${x(point.at).toFixed(1)},${y(point.estimate).toFixed(1)}`);
-  return [s("polygon", { points: [...upper, ...lower].join(" "), class: `band arm-${colour}` }), s("polyline", { points: middle.join(" "), class: `line arm-${colour}` })];
+  return [s("polygon", { points: [...upper, ...lower].join(" "), class: `band ${colour}` }), s("polyline", { points: middle.join(" "), class: `line ${colour}` })];
 }
 
 export function spoken(interval, format) {

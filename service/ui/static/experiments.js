@@ -1,7 +1,7 @@
 // How experiments stand, and what to do about them.
 
 import { get, post } from "./api.js";
-import { intervals, spoken } from "./chart.js";
+import { armClass, intervals, spoken } from "./chart.js";
 import { ago, ask, empty, failure, h, loading, pageHead, replace, toast } from "./dom.js";
 import { readable } from "./findings.js";
 
@@ -122,7 +122,7 @@ function figures(experiment, page) {
       h("figcaption.row.small", null, names.map((name, i) => h("span.row", null, swatch(i), name))),
       intervals(looks, names, (arm) => arm.metrics[page.metric] ?? {}, { label: readable(page.metric), format })),
     names.length > 1 && h("figure.stack.tight", null, h("figcaption.small.soft", null, `Difference from ${experiment.control}; the line is no difference`),
-      intervals(looks, names.slice(1), (arm) => arm.against_control?.[page.metric] ?? {}, { label: `Difference in ${readable(page.metric)}`, format, zero: true })),
+      intervals(looks, names.slice(1), (arm) => arm.against_control?.[page.metric] ?? {}, { label: `Difference in ${readable(page.metric)}`, format, zero: true, first: 1 })),
     h("div.scroll-x", { tabindex: 0, role: "region", "aria-label": "Arms" }, h("table", null,
       h("thead", null, h("tr", null, ["Arm", "Units", "Requests", readable(page.metric), "Against the control"].map((name) => h("th", { scope: "col" }, name)))),
       h("tbody", null, [...look.arms, ...look.shadows].map((arm) => h("tr", null, h("th", { scope: "row" }, arm.name), h("td", null, arm.units), h("td", null, arm.requests), h("td", null, spoken(arm.metrics[page.metric], format)), h("td", null, arm.against_control?.[page.metric] ? spoken(arm.against_control[page.metric], format) : "–")))))),
@@ -147,7 +147,7 @@ function scorer({ model }) {
 }
 
 function swatch(i) {
-  return h(`span.swatch.arm-${i + 1}`, { "aria-hidden": "true" });
+  return h("span", { class: `swatch ${armClass(i)}`, "aria-hidden": "true" });
 }
 
 function percent(share) {

@@ -137,3 +137,11 @@ def test_every_page_fits_a_phone(visit: NewVisit, site: Site, colour: str) -> No
     page.reload()
     page.wait_for_selector("h1")
     assert page.evaluate("getComputedStyle(document.body).color") != dark
+
+
+def test_nothing_is_cut_off_at_any_width(visit: NewVisit, site: Site) -> None:
+    page = visit().log_in(site.admin, "reviews")
+    for width in (320, 480, 735, 737, 800, 900, 959, 961):
+        page.set_viewport_size({"width": width, "height": 800})
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        assert wide <= width, f"{wide} at {width}"

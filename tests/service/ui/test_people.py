@@ -146,6 +146,8 @@ def test_experiments_are_seen_and_decided_about(visit: NewVisit, site: Site) -> 
         time.sleep(0.1)
     page = visit().log_in(site.admin, "experiments")
     expect(page.locator("svg.chart")).to_have_count(2)
+    arms = page.locator("svg.chart").last.locator("[class*=arm-]")
+    assert {re.sub(".*(arm-.)", r"\1", str(one.get_attribute("class"))) for one in arms.all()} == {"arm-2"}
     expect(page.get_by_role("listitem").filter(has_text="control")).to_contain_text("old")
     check_page(page)
     page.get_by_label("Metric").select_option("tokens_out")
