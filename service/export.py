@@ -110,7 +110,8 @@ async def agreement(database: Database) -> dict[str, Any]:
         skipped = (await connection.execute(skips)).scalar_one()
         pairs_judged = await _agreed(connection, judgements.c.pair_id, judgements.c.choice, voted)
         thumb = cast(feedback.c.value, Text)
-        replies_judged = await _agreed(connection, feedback.c.completion_id, thumb, thumbed)
+        reply = feedback.c.completion_id + "\t" + feedback.c.objective
+        replies_judged = await _agreed(connection, reply, thumb, thumbed)
     return {
         "judgements": total,
         "skipped": skipped,
@@ -165,7 +166,11 @@ async def _said(
         rows = (await connection.execute(known.where(texts.c.completion_id.in_(others)))).mappings()
         other = {row["completion_id"]: dict(row) for row in rows}
     ratings: dict[tuple[str, str, str], Row] = {}
+    last = _last_word(found)
     for row in found:
+        if row["kind"] == "preference" and last[_pair_of(row)] > row["at"]:
+            exported.left_out["preferences that the rater has turned round since"] += 1
+            continue
         why = _unfit(row["prompt"], row["replies"])
         if why is not None:
             exported.left_out[f"{row['kind']}s {why}"] += 1
@@ -187,6 +192,19 @@ async def _said(
                 yield preference
     for rating in ratings.values():
         yield rating
+
+
+def _pair_of(row: Row) -> tuple[str, str, frozenset[str]]:
+    return row["rater"], row["objective"], frozenset((row["completion_id"], row["other"]))
+
+
+def _last_word(said: Sequence[Row]) -> dict[tuple[str, str, frozenset[str]], float]:
+    """When a rater last said which of two replies is better."""
+    last: dict[tuple[str, str, frozenset[str]], float] = {}
+    for row in said:
+        if row["kind"] == "preference":
+            last[_pair_of(row)] = max(row["at"], last.get(_pair_of(row), 0.0))
+    return last
 
 
 def _preference(row: Row, other: Row | None, prompt: str | list[Any], reply: str, about: Row) -> Row | str:

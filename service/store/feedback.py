@@ -6,8 +6,8 @@ from sqlalchemy import JSON, Column, Double, Index, String, Table
 
 from service.store.metadata import METADATA
 
-# One row for each thing that one rater said of one reply; saying it again replaces it. `other` is the reply
-# that this one was preferred to, else empty.
+# One row for each thing that one rater said of one reply by one objective; saying it again replaces it.
+# `other` is the reply that this one was preferred to, else empty.
 feedback = Table(
     "feedback",
     METADATA,
@@ -16,7 +16,7 @@ feedback = Table(
     Column("kind", String(16), primary_key=True),
     Column("other", String(200), primary_key=True),
     Column("value", JSON, nullable=False),
-    Column("objective", String(64), nullable=False),
+    Column("objective", String(64), primary_key=True),
     Column("policy", String(64), nullable=False),
     Column("at", Double, nullable=False),
     Index(None, "at"),

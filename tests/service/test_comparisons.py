@@ -136,6 +136,7 @@ async def test_everything_kept_goes_round_into_training(
         for body in [
             {"completion_id": first, "thumb": "up", "score": 4, "rater": "eve"},
             {"completion_id": second, "thumb": "down", "correction": "I am fine, and you?", "rater": "eve"},
+            {"completion_id": second, "preferred_over": first, "rater": "eve"},  # and thought better of it
             {"completion_id": first, "preferred_over": second, "strength": 2, "rater": "eve"},
             {"completion_id": first, "thumb": "down", "rater": "mallory"},
         ]:

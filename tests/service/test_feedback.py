@@ -83,15 +83,17 @@ async def test_what_is_said_is_stored_once_and_changed_by_saying_it_again(
             assert (status, answer["recorded"]) == (200, ["thumb", "score", "labels"]), answer
         await keel.post("/v1/feedback", {"completion_id": name, "thumb": "down", "rater": "eve"})
         await keel.post("/v1/feedback", {"completion_id": name, "thumb": "up", "rater": "mallory"})
+        harmless = {"completion_id": name, "thumb": "up", "rater": "eve", "objective": "harmless"}
+        await keel.post("/v1/feedback", harmless)
         kept = await rows(keel, feedback)
-        values = {(row["rater"], row["kind"]): row["value"] for row in kept}
-        assert len(values) == len(kept) == 4
-        assert sorted(map(str, values.values())) == sorted(map(str, [0.5, ["helpful"], "down", "up"]))
+        values = {(row["rater"], row["kind"], row["objective"]): row["value"] for row in kept}
+        assert len(values) == len(kept) == 5
+        assert sorted(map(str, values.values())) == sorted(map(str, [0.5, ["helpful"], "down", "up", "up"]))
         assert "eve" not in str(kept)
         assert [row["policy"] for row in await rows(keel, completions)] == ["taking"]
         assert await rows(keel, texts) == []
         _, metrics, _ = await keel.get("/metrics")
-        assert b'keel_feedback_total{kind="thumb",policy="taking"} 4.0' in metrics
+        assert b'keel_feedback_total{kind="thumb",policy="taking"} 5.0' in metrics
 
 
 async def test_streamed_replies_too(serve: Serve) -> None:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.runtime.environment import EnvironmentContext
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, inspect, text
 
 from service.settings import ConfigError, Settings
 from service.store.database import MIGRATIONS, Database, StoreError
@@ -29,6 +31,34 @@ async def test_migrations_make_what_the_code_declares(store_url: str) -> None:
 
 def test_migrations_are_one_chain() -> None:
     assert len(ScriptDirectory(str(MIGRATIONS)).get_heads()) == 1
+
+
+async def test_what_was_said_before_there_were_objectives_stays(store_url: str) -> None:
+    database = Database(store_url)
+    columns = "completion_id, rater, kind, other, value, objective, policy, at"
+    row = "INSERT INTO feedback ({}) VALUES ('c', 'r', 'thumb', '', '\"up\"', '{}', 'p', 1.0)"
+
+    def back(connection: Connection) -> None:
+        scripts = ScriptDirectory(str(MIGRATIONS))
+        with EnvironmentContext(
+            Config(), scripts, fn=lambda now, _: scripts._downgrade_revs("0005", now)
+        ) as context:
+            context.configure(connection=connection, target_metadata=all_tables())
+            context.run_migrations()
+
+    async with database.change() as connection:
+        await connection.run_sync(back)
+        await connection.execute(text(row.format(columns, "overall")))
+    await database.close()
+    async with database.change() as connection:
+        await connection.execute(text(row.format(columns, "harmless")))
+        said = (await connection.execute(text("SELECT objective FROM feedback ORDER BY 1"))).scalars().all()
+        key = await connection.run_sync(lambda c: inspect(c).get_pk_constraint("feedback"))
+    assert (said, key["constrained_columns"]) == (
+        ["harmless", "overall"],
+        ["completion_id", "rater", "kind", "other", "objective"],
+    )
+    await database.close()
 
 
 async def test_gateways_that_start_at_once_migrate_once(store_url: str) -> None:
