@@ -70,6 +70,9 @@ async def review_rows(
                 exported.left_out["reviews of what no classifier had found"] += 1
             else:
                 for (start, end), labels in pieces.items():
+                    if not found["text"][start:end].strip():  # beyond what is kept of a long text
+                        exported.left_out["findings whose text was not kept"] += 1
+                        continue
                     exported.rows[found["status"]] += 1
                     yield {
                         "text": found["text"][start:end],

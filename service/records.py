@@ -12,13 +12,15 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 from structlog.typing import FilteringBoundLogger
 
+from guardrails.guard import Stage
 from guardrails.runtime import Runtime
-from guardrails.verdict import Finding
+from guardrails.verdict import Action, Finding
 from policies.alignment import RewardServer
 from policies.records import ReviewSpec
 from service.catalog import Served
@@ -35,6 +37,7 @@ from service.transcript import Contrast, Messages, conversation
 KNOWN = 20_000  # completions that are remembered here, before the store is asked
 KEEPING = 256  # texts that are being redacted at a time
 REDACT_SECONDS = 15.0
+AT_ONCE = 16  # items for review of one generation
 _DEFAULT_REVIEW = ReviewSpec(items="escalated")
 
 
@@ -83,8 +86,10 @@ class Records:
         if tally is None or not self.concerns(generation.served):
             return
         spec, transcript = generation.served.spec, generation.transcript
-        if tally.report is not None and _to_review(spec.review, tally.report):
-            self._review(generation, tally.report, tally.completion_id)
+        if tally.report is not None and tally.report.action.withholds:
+            for withheld in _withheld(tally.report)[:AT_ONCE]:
+                if spec.review.items == "withheld" or Action.ESCALATE in withheld.actions:
+                    self._review(generation, withheld, tally.completion_id)
         if transcript is None or not tally.completion_id or generation.call.state != "finished":
             return
         prompt = conversation(generation)
@@ -171,9 +176,8 @@ class Records:
 
     # What was withheld
 
-    def _review(self, generation: Generation, report: Report, completion_id: str) -> None:
+    def _review(self, generation: Generation, withheld: _Withheld, completion_id: str) -> None:
         served, transcript = generation.served, generation.transcript
-        stage, where, findings = _withheld(report)
         row: Row = {
             "id": f"rev-{secrets.token_hex(12)}",
             "at": time.time(),
@@ -182,9 +186,9 @@ class Records:
             "checkpoint": generation.checkpoint,
             "completion_id": completion_id,
             "request_id": generation.call.id,
-            "stage": stage,
-            "action": report.action.name.lower(),
-            "findings": [_told(served, finding) for finding in findings],
+            "stage": withheld.stage,
+            "action": max(withheld.actions).name.lower(),
+            "findings": [_told(served, finding) for finding in withheld.findings],
             "prompt": None,
             "text": None,
             "status": "open",
@@ -192,10 +196,11 @@ class Records:
         if served.spec.review.store == "none" or transcript is None:
             self._writer.put("reviews", row)
             return
-        if stage == "input":
-            text, prompt = transcript.withheld_input(str(where)), None
+        if withheld.stage == "input":
+            text, prompt = transcript.withheld_input(withheld.param), None
         else:
-            text, prompt = transcript.withheld_reply(*where), conversation(generation)
+            text = transcript.withheld_reply(withheld.choice, withheld.channel)
+            prompt = conversation(generation)
         self._start(self._keep_review(served, row, text, prompt or []))
 
     async def _keep_review(self, served: Served, row: Row, text: str, prompt: Messages) -> None:
@@ -220,23 +225,38 @@ def prompt_digest(turns: Messages) -> str:
     return hashlib.sha256(orjson.dumps(turns)).hexdigest()
 
 
-def _to_review(spec: ReviewSpec, report: Report) -> bool:
-    if not report.action.withholds:
-        return False
-    return spec.items == "withheld" or report.action.name == "ESCALATE"
+@dataclass(slots=True)
+class _Withheld:
+    """One text that was withheld: of the request by its `param`, of the reply by choice and channel.
+
+    `actions` are those of its findings; where there are none, of the failures that withheld it.
+    """
+
+    stage: Stage
+    param: str = ""
+    choice: int = 0
+    channel: str = "content"
+    findings: list[Finding] = field(default_factory=list)
+    actions: set[Action] = field(default_factory=set)
 
 
-def _withheld(report: Report) -> tuple[str, str | tuple[int, str], list[Finding]]:
-    """The stage, the text and the findings of what was withheld first: in the request, else in the reply."""
+def _withheld(report: Report) -> list[_Withheld]:
+    """All that was, the request's texts first; not empty where the report's action withholds."""
+    texts: dict[tuple[str, int, str], _Withheld] = {}
     for param, finding in report.input:
-        if finding.action.withholds:
-            return "input", param, [one for place, one in report.input if place == param]
+        one = texts.setdefault((param, 0, ""), _Withheld("input", param))
+        one.findings.append(finding)
     for choice, channel, finding in report.output:
-        if finding.action.withholds:
-            same = [one for c, name, one in report.output if (c, name) == (choice, channel)]
-            return "output", (choice, channel), same
-    stage = next((stage for stage, failure in report.failures if failure.action.withholds), "output")
-    return (stage, "", []) if stage == "input" else (stage, (0, "content"), [])
+        one = texts.setdefault(("", choice, channel), _Withheld("output", "", choice, channel))
+        one.findings.append(finding)
+    for one in texts.values():
+        one.actions = {finding.action for finding in one.findings}
+    found = [one for one in texts.values() if any(action.withholds for action in one.actions)]
+    if found:
+        return found
+    failed = [(stage, failure.action) for stage, failure in report.failures if failure.action.withholds]
+    stage = failed[0][0] if failed else "output"
+    return [_Withheld(stage, actions={action for _, action in failed} or {report.action})]
 
 
 def _told(served: Served, finding: Finding) -> dict[str, Any]:

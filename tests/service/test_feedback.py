@@ -184,6 +184,25 @@ async def test_what_was_withheld_waits_for_review(serve: Serve) -> None:
         assert {row["status"] for row in found.values()} == {"open"}
 
 
+async def test_every_choice_that_was_withheld_waits(serve: Serve) -> None:
+    guards = KEEPING[KEEPING.index("output:") : KEEPING.index("feedback:")]
+    async with serve({"keeping": KEEPING, "escalated-only": guards}) as keel:
+        choices = [
+            {"index": index, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+            for index, text in enumerate(("A fine day.", "It is blocked.", "It is forbidden."))
+        ]
+        keel.upstream.default = fake.answer({**fake.completion(""), "choices": choices})
+        for model in ("keeping", "escalated-only"):
+            assert (await keel.chat(model=model, n=3))[0] == 200
+        await keel.gateway.records.aclose()
+        found = [(row["policy"], row["action"], row["text"]) for row in await rows(keel, reviews)]
+        assert sorted(found, key=str) == [
+            ("escalated-only", "escalate", None),
+            ("keeping", "block", "It is blocked."),
+            ("keeping", "escalate", "It is forbidden."),
+        ]
+
+
 async def test_a_blocked_request_waits_too(serve: Serve) -> None:
     policy = "input: [{guard: patterns, words: [zephyr]}]\nreview: {store: text}\n"
     async with serve({"strict": policy}) as keel:
