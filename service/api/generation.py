@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
@@ -142,7 +143,7 @@ class GenerationEndpoint:
                 self._note_refusal(refused, error)
             raise
         call.policy = served.name
-        headers = {"x-request-id": call.id}
+        headers = {"x-request-id": _engines_id(call)}
         for name in FORWARDED:
             value = header(scope, name)
             if value is not None:
@@ -168,7 +169,7 @@ class GenerationEndpoint:
         self._admission.check(shadow.served)
         call = Call(f"shadow-{generation.call.id}"[:128])
         call.policy, call.caller = shadow.served.name, generation.call.caller
-        headers = {**generation.upstream_headers, "x-request-id": call.id}
+        headers = {**generation.upstream_headers, "x-request-id": _unique(call.id)}
         copy = Generation(self._kind, call, shadow.served, request, payload, headers, assignment=shadow)
         self._experiments.expose(shadow, stream=False, kind=self._kind)
         await self._live(copy, nowhere)
@@ -261,6 +262,16 @@ async def _all(first: Payload, others: AsyncGenerator[Payload, None], call: Call
 
 async def _alone(payload: Payload) -> AsyncIterator[Payload]:
     yield payload
+
+
+def _engines_id(call: Call) -> str:
+    """What the engine calls the request, and names its reply by: no two have the same, or feedback on one
+    would be another's. A caller's own id may come twice, such as when the caller tries again."""
+    return _unique(call.id) if call.received.get(b"x-request-id") == call.id.encode() else call.id
+
+
+def _unique(name: str) -> str:
+    return f"{name[:119]}-{secrets.token_hex(4)}"
 
 
 def _check_policy(request: ChatRequest | CompletionRequest, served: Served) -> None:
