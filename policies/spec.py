@@ -132,14 +132,19 @@ class ClassifierBase(ScoredBase):
     """A guard that scores text with a classifier: a checkpoint's name by default.
 
     With `cascade`, a model's early exit, where it has one, answers for pieces in which it is sure that
-    nothing is. With `evidence`, pieces count together. With `sentences`, a long text that is complete is read
-    sentence by sentence too: harmless ones can't hide a harmful one then.
+    nothing is. With `evidence`, pieces count together, and low scores too. With `sentences`, a long text that
+    is complete is read sentence by sentence too: harmless ones can't hide a harmful one then.
     """
 
     model: str | DetoxifyRef = "keel-guard"
     cascade: bool = False
     sentences: bool = False
     evidence: EvidenceSpec | None = None
+
+    @property
+    def leaves_early(self) -> bool:
+        """Whether an exit may answer. It tells which pieces score low, but not how low: no evidence."""
+        return self.cascade and self.evidence is None
 
     def _said_twice(self) -> Iterator[Problem]:
         yield from super()._said_twice()

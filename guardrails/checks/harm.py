@@ -85,14 +85,14 @@ def build(spec: HarmSpec, env: GuardEnvironment) -> HarmGuard:
         plain.sentences,
         reply_judge=Thresholds(REPLY, spec.ladder[0].at, own),
         # A reply stands after its prompt, in a text that no other guard asks about.
-        reply_heads=tuple(models.heads(plain.servable, _limits(spec, REPLY))) if spec.cascade else (),
+        reply_heads=tuple(models.heads(plain.servable, _limits(spec, REPLY))) if spec.leaves_early else (),
     )
 
 
 def asks(spec: HarmSpec, env: GuardEnvironment) -> Asked:
     """What is flagged in what users write; of replies, with their prompts, the guard asks apart."""
     servable = models.classifier(spec.model, env)
-    heads = models.heads(servable, _limits(spec, REQUEST)) if spec.cascade else frozenset[str]()
+    heads = models.heads(servable, _limits(spec, REQUEST)) if spec.leaves_early else frozenset[str]()
     return {servable.name: heads}
 
 

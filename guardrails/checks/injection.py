@@ -39,7 +39,7 @@ def asks(spec: InjectionSpec, env: GuardEnvironment) -> Asked:
     """The one label."""
     servable = models.classifier(spec.model, env)
     limits = {LABEL: spec.ladders.get(LABEL, spec.ladder)[0].at}
-    return {servable.name: models.heads(servable, limits) if spec.cascade else frozenset()}
+    return {servable.name: models.heads(servable, limits) if spec.leaves_early else frozenset()}
 
 
 def problems(spec: InjectionSpec, env: GuardEnvironment) -> Iterator[Problem]:

@@ -46,7 +46,7 @@ def build(spec: ToxicitySpec, env: GuardEnvironment) -> ScoreGuard:
 def asks(spec: ToxicitySpec, env: GuardEnvironment) -> Asked:
     """All labels that the guard flags."""
     servable = models.classifier(spec.model, env)
-    if not spec.cascade:
+    if not spec.leaves_early:
         return {servable.name: frozenset()}
     limits = {label: levels[0].at for label, levels in spec.ladders.items()}
     for label in models.labels(spec.model, env) - OTHER_TASKS:

@@ -128,6 +128,12 @@ class TestWhoAsksWhat:
         assert asks(at, PLAIN) == [("injection",)]
         assert asks(below, PLAIN) == [()]
 
+    def test_evidence_adds_up_scores_of_the_whole_encoder(self) -> None:
+        counted = {"cascade": True, "evidence": {"above": 0.1, "limit": 4}}
+        for kind in (ToxicitySpec, InjectionSpec, HarmSpec):
+            guard = build_guard(kind.model_validate(counted), ENV)
+            assert asks(guard, PLAIN) == asks(guard, PLAIN, Context(prompt="Where to?")) == [()]
+
     def test_off_unless_the_policy_says_so(self) -> None:
         for spec in (ToxicitySpec(), InjectionSpec(), HarmSpec(), PiiSpec(entities=("PERSON",))):
             assert build_guard(spec, ENV).heads == ()  # type: ignore[attr-defined]
