@@ -181,13 +181,22 @@ class InjectionSpec(ClassifierBase):
 class HarmSpec(ClassifierBase):
     """Requests for something harmful, and replies that give it; a reply is judged together with its prompt.
 
-    The labels `self_harm` and `violence` are flagged only where `categories` gives them a ladder. Of replies
-    no more than their segments are read, whatever `sentences` says.
+    The labels `self_harm` and `violence` are flagged only where `categories` gives them a ladder. Replies,
+    which score lower, get one from 0.8 on where neither a threshold nor levels are given. No more than their
+    segments are read, whatever `sentences` says.
     """
 
     guard: Literal["harm"] = "harm"
     threshold: Probability = 0.85
     sentences: bool = True
+
+    @model_validator(mode="after")
+    def _replies_score_lower(self) -> Self:
+        if not self.levels and "threshold" not in self.model_fields_set:
+            replies = (Level(at=0.8, action=self.action),)
+            # A default like any other, seen in dumps and digests: "set" are only the fields that were given.
+            object.__setattr__(self, "categories", {"unsafe_reply": replies, **self.categories})
+        return self
 
 
 class Topic(Frozen):

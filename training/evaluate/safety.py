@@ -75,8 +75,9 @@ def label_results(probe: Probe) -> Iterator[Result]:
             yield probe.flagged("harm", name, threshold)
     yield probe.ranked("AUC", "unsafe_reply", "jailbroken_replies")
     yield probe.ranked("AUC", "unsafe_reply", "dialogue_replies")
-    ours, theirs = (f("unsafe_reply", "safe_answers") >= DEFAULTS["harm"] for f in (probe.ours, probe.theirs))
-    name = f"unsafe_reply false positives at {DEFAULTS['harm']:g}"
+    limit = DEFAULTS["unsafe_reply"]
+    ours, theirs = (f("unsafe_reply", "safe_answers") >= limit for f in (probe.ours, probe.theirs))
+    name = f"unsafe_reply false positives at {limit:g}"
     yield Result(name, "safe_answers", share(ours), share(theirs), "percent")
 
 

@@ -14,8 +14,13 @@ from training.evaluate.baseline import Baseline
 from training.evaluate.metrics import Figure, Floats, auc, average_precision, bootstrap, share
 from training.evaluate.scorer import Scorer
 
-DEFAULTS = {spec.guard: spec.threshold for spec in (ToxicitySpec(), InjectionSpec(), HarmSpec())}
-"""The guards' default thresholds."""
+DEFAULTS = {
+    "toxicity": ToxicitySpec().threshold,
+    "injection": InjectionSpec().threshold,
+    "harm": HarmSpec().threshold,
+    "unsafe_reply": HarmSpec().ladders["unsafe_reply"][0].at,
+}
+"""The guards' default thresholds, and that of `harm` for replies."""
 ORDINARY = "instructions"
 """The ordinary requests on which 1 % false positives are set: a source that was held out."""
 ANY = "any harm"

@@ -35,6 +35,23 @@ def test_requests_and_replies_have_a_label_of_their_own() -> None:
     assert asked(scores(0.1, 0.9)).scores.keys() == {"harm", "self_harm", "violence"}
 
 
+def test_replies_have_a_default_of_their_own(workers: Workers) -> None:
+    def reached(spec: HarmSpec) -> tuple[float, float]:
+        guard = harm.build(spec, workers.environment)
+        asked, answered = (
+            judge(scores(0.0, score)).flagged
+            for judge, score in ((guard.judge, 1.0), (guard.reply_judge, guard.steps.first("UNSAFE_REPLY")))
+        )
+        assert asked == {} and answered.keys() == {"UNSAFE_REPLY"}
+        return guard.steps.first("HARM"), guard.steps.first("UNSAFE_REPLY")
+
+    assert reached(HarmSpec()) == (0.85, 0.8)
+    assert reached(HarmSpec(threshold=0.9)) == (0.9, 0.9)
+    assert reached(HarmSpec(levels=(Level(at=0.4, action="log"),))) == (0.4, 0.4)
+    ladder = {"unsafe_reply": (Level(at=0.6, action="block"),)}
+    assert reached(HarmSpec(categories=ladder)) == (0.85, 0.6)
+
+
 def test_subjects_are_findings_only_with_a_ladder_of_their_own() -> None:
     assert Thresholds(REQUEST, 0.8, {"self_harm": 0.5})(scores(0.0, 0.0)).flagged == {"SELF_HARM": 0.9}
 
