@@ -64,7 +64,14 @@ class Limiter:
 
     async def admit_login(self, address: str, call: Call) -> None:
         """Count one try to log in from `address`. Raises as `admit` does."""
-        await self.admit(Caller("login", f"login {address}", requests_per_minute=LOGINS_PER_MINUTE), call)
+        caller = Caller("login", f"login {address}", requests_per_minute=LOGINS_PER_MINUTE)
+        try:
+            await self.admit(caller, call)
+        except RateLimited as error:
+            message = (
+                f"from this address came {LOGINS_PER_MINUTE} tries to log in within a minute: wait a little"
+            )
+            raise RateLimited(message, retry_after=error.retry_after) from None
 
     async def charge(self, caller: Caller, tokens: int) -> None:
         """Count what a request used."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -87,7 +88,10 @@ class Reviews:
         except StoreError as error:
             raise _unavailable(error) from error
         self._metrics.review_queue.set(count)
-        return ReviewList(items=[ReviewItem(**row) for row in rows], open=count)
+        # Fifty conversations may be megabytes.
+        return await asyncio.to_thread(
+            lambda: ReviewList(items=[ReviewItem(**row) for row in rows], open=count)
+        )
 
     async def decide(self, name: str, decision: Decision, caller: Caller | None) -> ReviewItem:
         """Uphold or overturn. Raises `NotFound`, and `Conflict` where somebody else has decided meanwhile."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Literal, Protocol
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 
 from service.reviews import Decision, ReviewItem, ReviewList, Reviews, Status
 
@@ -19,12 +20,13 @@ def review_routes(state: State) -> APIRouter:
     """The routes, to be included into the admin's."""
     routes = APIRouter()
 
-    @routes.get("/reviews")
+    @routes.get("/reviews", response_model=ReviewList)
     async def reviews(
         status: Status = "open", policy: str | None = None, stage: Literal["input", "output"] | None = None
-    ) -> ReviewList:
+    ) -> Response:
         """Withheld items: the oldest open ones, or the latest that were decided."""
-        return await state.reviews.list(status, policy, stage)
+        found = await state.reviews.list(status, policy, stage)
+        return Response(await asyncio.to_thread(found.model_dump_json), media_type="application/json")
 
     @routes.post("/reviews/{name}")
     async def decide(name: str, decision: Decision, request: Request) -> ReviewItem:

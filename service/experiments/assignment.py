@@ -140,6 +140,10 @@ class Recent:
             self._seen.popitem(last=False)
         return True
 
+    def discard(self, key: str) -> None:
+        """Forget one."""
+        self._seen.pop(key, None)
+
 
 def exposure_id(assignment: Assignment) -> str:
     """One for each unit in each epoch; of a shadow, and of what testers choose, each arm's own."""

@@ -138,8 +138,11 @@ class Experiments:
 
     def expose(self, assignment: Assignment, *, stream: bool, kind: str) -> None:
         """Record that a unit meets an arm; on disk when this returns."""
-        if assignment.epoch is not None and self._recent.add(exposure_id(assignment)):
-            self._writer.put("exposures", exposure_row(assignment, stream=stream, kind=kind))
+        name = exposure_id(assignment)
+        if assignment.epoch is None or not self._recent.add(name):
+            return
+        if not self._writer.put("exposures", exposure_row(assignment, stream=stream, kind=kind)):
+            self._recent.discard(name)  # its next request may find room
 
     def _chosen(self, live: Live, wanted: bytes, call: Call) -> str:
         caller = call.caller

@@ -97,7 +97,7 @@ class Compare {
     this.busy = true;
     const pair = this.pair;
     try {
-      await post("/v1/comparisons", { pair: pair.id, left: pair.left, choice, strength, reason, seconds: (performance.now() - this.began) / 1000 });
+      await post("/v1/comparisons", { pair: pair.id, left: pair.left, choice, strength, reason, seconds: Math.min(86400, (performance.now() - this.began) / 1000) });
       this.last = pair;
       this.said.textContent = "Stored. The next pair.";
       scrollTo(0, 0);

@@ -95,6 +95,19 @@ async def test_only_testers_choose_and_do_not_count(trying: Trying) -> None:
         assert sum(arm["units"] for arm in found["look"]["arms"]) <= 1
 
 
+async def test_a_unit_that_found_no_room_is_recorded_with_its_next_request(
+    trying: Trying, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with trying(TWO) as keel:
+        with monkeypatch.context() as full:
+            full.setattr(keel.gateway.writer, "put", lambda table, row: False)
+            await ask(keel, "s")
+        assert await rows(keel, "exposures") == []
+        for _ in range(2):
+            await ask(keel, "s")
+        assert len(await rows(keel, "exposures")) == 1
+
+
 async def test_a_ramp_goes_up_waits_for_a_person_and_completes(trying: Trying) -> None:
     async with trying(TWO + RAMP) as keel:
         for number in range(60):
