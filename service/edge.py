@@ -173,6 +173,8 @@ class Gate:
         if not path.startswith("/v1/"):
             await self._app(scope, receive, send)
             return
+        if path in LOADING:
+            scope["keel"].route = path  # who is refused here counts where they wanted to go
         self._check_length(scope)
         reason = self._unready()
         if reason is not None:

@@ -114,6 +114,7 @@ async def test_a_full_gateway_refuses_without_reading_or_examining(serve: Serve)
             assert int(response.headers["retry-after"]) >= 1
         page = (await keel.get("/metrics"))[1].decode()
         assert 'keel_requests_rejected_total{reason="overloaded"} 3.0' in page
+        assert 'keel_http_requests_total{method="POST",route="/v1/chat/completions",status="503"} 3.0' in page
         assert 'guard="patterns"' not in page
         assert (await keel.get("/v1/models"))[0] == 200  # what needs no engine is answered
         stuck.cancel()
