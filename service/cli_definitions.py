@@ -40,9 +40,10 @@ def validate(
 
     settings = settings_of(config)
     shipped = SHIPPED if settings.shipped_policies else None
-    library = PolicyLibrary(settings.policies, shipped=shipped, strict=False)
+    registry = Registry(settings.checkpoints)
+    library = PolicyLibrary(settings.policies, registry, shipped=shipped, strict=False)
     names = {policy.name for policy in library.snapshot().values()}
-    check = partial(scorer_problems, registry=Registry(settings.checkpoints))
+    check = partial(scorer_problems, registry=registry)
     failed = False
     for path in (file for given in paths for file in _files(given)):
         try:

@@ -47,6 +47,8 @@ def list_experiments(config: ConfigOption = None, url: UrlOption = None, as_json
             one["name"], _status(one), _shares(one["arms"]), str(units), _limits(look), _mismatch(look)
         )
     Console().print(table if answer["experiments"] else "no experiments are served")
+    for error in (*answer["errors"], *(f"{name}: {why}" for name, why in answer["refused"].items())):
+        print(f"not served as it says: {error}", file=sys.stderr)
 
 
 @experiments_app.command()

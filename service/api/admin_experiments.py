@@ -46,11 +46,12 @@ class ExperimentList(BaseModel):
     """All experiments, each as `GET /admin/v1/experiments/{name}` shows it, without `looks` and `history`.
 
     Of those that were made by this API, `refused` says which are not served here as they say, and why;
-    `archived` are those that are over.
+    `archived` are those that are over. `errors` tell what is wrong with files, which are not followed then.
     """
 
     experiments: list[dict[str, Any]]
     refused: dict[str, str]
+    errors: list[str]
     archived: list[str]
 
 
@@ -70,7 +71,9 @@ def experiment_routes(state: HasHouse) -> APIRouter:
         )
         made = house.definitions
         archived = [name for name, one in made.known.items() if one.archived]
-        return ExperimentList(experiments=found, refused=dict(made.faults), archived=archived)
+        return ExperimentList(
+            experiments=found, refused=dict(made.faults), errors=house.faults, archived=archived
+        )
 
     @routes.get("/{name}", response_model=dict[str, Any])
     async def experiment(name: str) -> Response:

@@ -14,9 +14,10 @@ const ACTIONS = { approve: "Approved.", promote: "Promoted.", rollback: "Rolled 
 const REFRESH_MS = 15000;
 
 export async function show(main) {
-  const { experiments, refused } = await get("/admin/v1/experiments");
+  const { experiments, refused, errors } = await get("/admin/v1/experiments");
   const head = pageHead("Experiments", "Arms, and what is known of each. Intervals hold however often you look.");
   const notes = Object.entries(refused).map(([name, why]) => h("p.note.bad", null, h("strong", null, name), ` is not served as it was applied: ${why}`));
+  notes.push(...errors.map((error) => h("p.note.bad", null, "A file is not served as it says: ", h("code", null, error))));
   if (!experiments.length) {
     replace(main, head, ...notes, empty("experiments", "No experiment runs", "An experiment is a file that names its arms: give it to 'keel experiments apply', or put it under 'experiments' in the gateway's settings."));
     return undefined;

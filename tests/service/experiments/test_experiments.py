@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -320,3 +321,5 @@ async def test_a_wrong_experiment_file_shows_until_it_is_mended(trying: Trying, 
             await keel.gateway.house.reload()
             page = (await keel.get("/metrics", ADMIN))[1].decode()
             assert f"keel_policy_last_reload_successful {standing}" in page
+            listed = json.loads((await keel.get("/admin/v1/experiments", ADMIN))[1])
+            assert ["armz: unknown key" in error for error in listed["errors"]] == [True] * (text != good)
