@@ -95,6 +95,19 @@ def asked(
     return Report.merged([run(_in_session(target, one)) for target in targets])
 
 
+def greeted(targets: Sequence[Target]) -> None:
+    """Say hello to each target: one that doesn't answer is told of before thousands of requests fail.
+
+    Raises TargetError.
+    """
+
+    async def one(target: Target) -> None:
+        await target.reply([{"role": "user", "content": "Hello!"}])
+
+    for target in targets:
+        run(_in_session(target, one))
+
+
 def hunted(
     target: Target,
     behaviors: Sequence[Behavior],

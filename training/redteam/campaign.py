@@ -30,6 +30,7 @@ class Attempt(Config):
              first judge says (or the canary), else `withstood`; `error` is no answer at all, and counts for
              nothing.
     verdicts: each judge's word on a reply that came through; empty for the rest.
+    canary:   the made-up word by which goals other than `answer` are told.
     """
 
     target: str
@@ -46,6 +47,7 @@ class Attempt(Config):
     findings: tuple[str, ...] = ()
     checkpoint: str = ""
     error: str = ""
+    canary: str = ""
 
     @property
     def counted(self) -> bool:
@@ -170,4 +172,5 @@ def _attempt(
         findings=reply.findings if reply else (),
         checkpoint=reply.checkpoint if reply else "",
         error=error,
+        canary=attack.canary,
     )

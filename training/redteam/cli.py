@@ -1,17 +1,21 @@
 """`keel redteam`: attack a running gateway, and say what got through.
 
-keel redteam --policy standard                              every strategy on a sample of behaviours
+keel redteam --policy standard                              every strategy on every behaviour
 keel redteam --policy standard --before open --out reports  with and without guards, HTML and JSON
 keel redteam --policy standard --attacker learner --budget 300
 keel redteam --policy standard --replay reports/cases.jsonl --fail-above 0
 keel redteam --list
+
+Exit status: 0 done and within the limits; 1 a rate above its limit; 2 nothing that can be relied on (wrong
+arguments, no answer from the gateway, most requests failed).
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -22,14 +26,14 @@ from training.errors import TrainingError
 from training.files import write_text
 from training.judge.client import ServerConfig
 from training.redteam import api, harvest
-from training.redteam.attack import STRATEGIES, parts
+from training.redteam.attack import STRATEGIES, Attack, make_attack, parts
 from training.redteam.attacker import Attacker, Learner, Uniform, default_arms
 from training.redteam.behavior import Behavior, choose, load_behaviors, shipped_packs
 from training.redteam.campaign import SEARCHED, Attempt
 from training.redteam.report import Report
 from training.redteam.report_html import page
 from training.redteam.searching import searched
-from training.redteam.target import HttpTarget
+from training.redteam.target import HttpTarget, TargetError
 from training.redteam.twins import twins_of
 from training.redteam.verdicts import ClassifierJudge, ModelRubric, ReplyJudge, RulesRubric
 
@@ -48,10 +52,15 @@ def parser() -> argparse.ArgumentParser:
         "--target", default="http://127.0.0.1:8000", metavar="URL", help="the gateway (%(default)s)"
     )
     what.add_argument(
-        "--policy", action="append", metavar="NAME", help="a policy; give it twice to compare two (standard)"
+        "--policy",
+        action="append",
+        metavar="NAME",
+        help="a policy; give it twice to compare two, both are held to the limits (standard)",
     )
     what.add_argument(
-        "--before", metavar="NAME", help="another policy that gets the same attacks, such as open"
+        "--before",
+        metavar="NAME",
+        help="another policy that gets the same attacks, such as open; held to no limit",
     )
     what.add_argument("--api-key-env", metavar="VARIABLE", help="the environment variable that holds the key")
     how = made.add_argument_group("how")
@@ -91,16 +100,35 @@ def parser() -> argparse.ArgumentParser:
     )
     out.add_argument("--by", choices=("strategy", "domain", "family", "hazard", "goal"), default="strategy")
     out.add_argument(
-        "--fail-above", type=float, metavar="RATE", help="exit with 1 if more attacks succeed (0..1)"
+        "--fail-above", type=_rate, metavar="RATE", help="exit with 1 if more attacks succeed (0..1)"
     )
-    out.add_argument("--fail-refusals-above", type=float, metavar="RATE", help="the same for harmless twins")
+    out.add_argument(
+        "--fail-refusals-above",
+        type=_rate,
+        metavar="RATE",
+        help="exit with 1 if more harmless twins get no answer (0..1)",
+    )
     out.add_argument("--list", action="store_true", help="name the strategies and packs, and end")
     return made
 
 
+def _rate(text: str) -> float:
+    """A share: whoever writes 5 for 5 % would have a limit that nothing is above."""
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = -1.0
+    if not 0 <= rate <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share from 0 to 1; 5 % is 0.05")
+    return rate
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit status is 0, 1 for a rate above its limit, 2 for what can't be run."""
-    arguments = parser().parse_args(argv)
+    made = parser()
+    arguments = made.parse_args(argv)
+    if arguments.fail_refusals_above is not None and arguments.no_twins:
+        made.error("--fail-refusals-above is about harmless twins; leave out --no-twins")
     console = Console()
     try:
         if arguments.list:
@@ -131,12 +159,22 @@ def _run(arguments: argparse.Namespace, console: Console) -> tuple[Report, Seque
         )
         for policy in dict.fromkeys(policies)
     ]
-    behaviors: Sequence[Behavior] = choose(
-        load_behaviors(arguments.packs), arguments.behaviors, arguments.seed
+    replayed = None if arguments.replay is None else harvest.read_cases(arguments.replay)
+    behaviors: Sequence[Behavior] = (
+        choose(load_behaviors(arguments.packs), arguments.behaviors, arguments.seed)
+        if replayed is None
+        else tuple({attack.behavior.id: attack.behavior for attack in replayed}.values())
     )
     judges = _judges(arguments)
     try:
-        report = _attacked(arguments, targets, behaviors, judges, console)
+        api.greeted(targets)
+    except TargetError as error:
+        raise TrainingError(
+            f"{error}\nNothing was attacked. --target, --policy and --api-key-env say whom to ask and how; "
+            "`keel serve` starts a gateway"
+        ) from error
+    try:
+        report = _attacked(arguments, targets, behaviors, replayed, judges, console)
     finally:
         for judge in judges:
             if isinstance(judge, ModelRubric):
@@ -147,7 +185,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> tuple[Report, Seque
         "behaviours": str(len({a.behavior for a in report.attempts})),
         "strategies": str(len({a.strategy for a in report.attempts})),
         "attacks": str(len(report.attempts)),
-        "judged by": ", ".join(judge.name for judge in judges),
+        "judged by": ", ".join([*(judge.name for judge in judges), "canaries"]),
         "checkpoint": ", ".join(checkpoints) or "not told",
     }
     return report.model_copy(update={"about": about}), behaviors
@@ -157,45 +195,50 @@ def _attacked(
     arguments: argparse.Namespace,
     targets: Sequence[HttpTarget],
     behaviors: Sequence[Behavior],
+    replayed: Sequence[Attack] | None,
     judges: Sequence[ReplyJudge],
     console: Console,
 ) -> Report:
     seed, concurrency = arguments.seed, arguments.concurrency
-    twins = () if arguments.no_twins or arguments.replay else twins_of(behaviors, seed)
+    twins = () if arguments.no_twins else twins_of(behaviors, seed)
+    hunted: list[Attempt] = []
     with _bar(console) as bar:
-        if arguments.replay is not None:
-            attacks = harvest.read_cases(arguments.replay)
+        if replayed is not None:
+            attacks = tuple(replayed)
         elif arguments.budget is not None:
-            task = bar.add_task("hunting", total=arguments.budget)
-            found = api.hunted(
+            hunted = api.hunted(
                 targets[0],
                 behaviors,
                 _attacker(arguments, behaviors),
                 judges,
                 budget=arguments.budget,
                 seed=seed,
-                progress=lambda _: bar.advance(task),
+                progress=_telling("hunting", arguments.budget, bar, console),
             )
-            attacks = ()
+            attacks = _repeated(hunted, behaviors, seed)
         else:
             attacks = tuple(
                 attack for b in behaviors for attack in api.attacks_for(b, arguments.strategies, seed)
             )
         if arguments.search:
-            attacks = searched(targets[0], attacks, seed=seed, console=console)
-        task = bar.add_task("attacking", total=(len(attacks) + len(twins)) * len(targets))
-        report = api.asked(
-            targets,
-            attacks,
-            twins,
-            judges,
-            seed=seed,
-            concurrency=concurrency,
-            progress=lambda _: bar.advance(task),
-        )
-    if arguments.budget is not None and arguments.replay is None:
-        return report.model_copy(update={"attempts": (*found, *report.attempts)})
-    return report
+            tell = _telling("searching", len(attacks), bar, console)
+            attacks = searched(targets[0], attacks, seed=seed, console=console, progress=lambda: tell(None))
+        # What was hunted has been sent to the first target already, but not what a search made of it.
+        first = [attack for attack in attacks if not hunted or attack.strategy.endswith(SEARCHED)]
+        asked = [first, *([attacks] * (len(targets) - 1))]
+        progress = _telling("attacking", sum(map(len, asked)) + len(twins) * len(targets), bar, console)
+        reports = [
+            api.asked([target], sent, twins, judges, seed=seed, concurrency=concurrency, progress=progress)
+            for target, sent in zip(targets, asked, strict=True)
+        ]
+    report = Report.merged(reports)
+    return report.model_copy(update={"attempts": (*hunted, *report.attempts)})
+
+
+def _repeated(attempts: Sequence[Attempt], behaviors: Sequence[Behavior], seed: int) -> tuple[Attack, ...]:
+    """What an attacker tried on the first target, for the others."""
+    by_id = {behavior.id: behavior for behavior in behaviors}
+    return tuple(make_attack(by_id[attempt.behavior], attempt.strategy, seed) for attempt in attempts)
 
 
 def _attacker(arguments: argparse.Namespace, behaviors: Sequence[Behavior]) -> Attacker:
@@ -241,14 +284,23 @@ def _write(folder: Path, report: Report, behaviors: Sequence[Behavior], console:
 
 
 def _status(arguments: argparse.Namespace, report: Report, console: Console) -> int:
+    """Every policy but the one that is there for comparison is held to the limits."""
     status = PASSED
-    for limit, figure, what in (
-        (arguments.fail_above, report.success_rate(), "of attacks succeeded"),
-        (arguments.fail_refusals_above, report.over_refusal(), "of harmless twins got no answer"),
-    ):
-        if limit is not None and figure is not None and figure.value > limit:
-            console.print(f"[bold red]failed[/]: {figure.percent()} {what}, {100 * limit:g} % are allowed")
-            status = FAILED
+    for policy in dict.fromkeys(arguments.policy or ["standard"]):
+        for limit, figure, what in (
+            (arguments.fail_above, report.success_rate(policy), "attacks succeeded"),
+            (arguments.fail_refusals_above, report.over_refusal(policy), "harmless twins got no answer"),
+        ):
+            if limit is None:
+                continue
+            if figure is None:
+                console.print(f"{policy}: nothing was counted of which {what}; the limit was not tested")
+            elif figure.value > limit:
+                console.print(
+                    f"[bold red]failed[/]: {policy}: {figure.percent()} of {figure.n} {what}, "
+                    f"{100 * limit:g} % are allowed"
+                )
+                status = FAILED
     return status
 
 
@@ -262,6 +314,19 @@ def _list(console: Console) -> None:
         packs.add_row(pack, str(len(load_behaviors([pack]))))
     console.print(packs)
     console.print(f"A text that was searched on is called NAME{SEARCHED}.")
+
+
+def _telling(what: str, total: int, bar: Progress, console: Console) -> Callable[[Attempt | None], None]:
+    """Moves the bar; where none can be drawn (a log), tells every tenth of the way in a line."""
+    task, done = bar.add_task(what, total=total), itertools.count(1)
+
+    def tell(_: Attempt | None) -> None:
+        bar.advance(task)
+        now = next(done)
+        if not console.is_terminal and 10 * now // total > 10 * (now - 1) // total:
+            console.print(f"{what}: {now} of {total}")
+
+    return tell
 
 
 def _bar(console: Console) -> Progress:

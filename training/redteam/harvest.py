@@ -6,9 +6,9 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from training.data.conversation import Message, Role
 from training.data.preferences import Preference, write_preferences
@@ -31,6 +31,7 @@ def write_cases(path: Path, attempts: Iterable[Attempt], behaviors: Sequence[Beh
             row = {
                 "behavior": by_id[attempt.behavior].model_dump(mode="json", exclude_unset=True),
                 "strategy": attempt.strategy,
+                "canary": attempt.canary,
                 "messages": attempt.messages,
             }
             lines.append(json.dumps(row, ensure_ascii=False))
@@ -49,10 +50,18 @@ def read_cases(path: Path) -> tuple[Attack, ...]:
         try:
             row = json.loads(line)
             behavior = Behavior.model_validate(row["behavior"])
-            attacks.append(Attack(behavior, row["strategy"], "", tuple(row["messages"])))
+            attacks.append(Attack(behavior, row["strategy"], _canary(row, behavior), tuple(row["messages"])))
         except (ValueError, LookupError, TypeError) as error:
             raise DataError(path, number, f"not a regression case: {error}") from error
     return tuple(attacks)
+
+
+def _canary(row: Mapping[str, Any], behavior: Behavior) -> str:
+    """The case's word; a case that is told by one and has none would succeed whatever is replied."""
+    canary = str(row.get("canary", ""))
+    if not canary and behavior.goal != "answer":
+        raise ValueError(f"{behavior.id} is judged by its 'canary', which is missing; find the case anew")
+    return canary
 
 
 def preferences_of(

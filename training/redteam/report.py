@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from pydantic import Field, ValidationError
@@ -20,6 +22,9 @@ from training.redteam.campaign import Attempt
 from training.redteam.verdicts import kappa
 
 Key = Callable[[Attempt], str]
+OF_TWINS = ("domain", "hazard", "goal")
+"""The groupings that harmless twins fall into as well; they are asked plainly, by no strategy."""
+
 GROUPINGS: dict[str, Key] = {
     "strategy": lambda attempt: attempt.strategy,
     "family": lambda attempt: attempt.family,
@@ -31,10 +36,14 @@ GROUPINGS: dict[str, Key] = {
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of a table: a group, and each target's rate in it; None where nothing was counted."""
+    """One line of a table: a group, and each target's rates in it; None where nothing was counted.
+
+    rates: of attacks that succeeded. refusals: of harmless twins without an answer (`OF_TWINS`).
+    """
 
     group: str
     rates: tuple[Figure | None, ...]
+    refusals: tuple[Figure | None, ...] = ()
 
 
 class Report(Config):
@@ -59,21 +68,29 @@ class Report(Config):
         flags = [a.succeeded for a in mine if among is None or among(a)]
         return share(flags) if flags else None
 
-    def over_refusal(self, target: str | None = None) -> Figure | None:
-        """The share of harmless twins that were blocked or refused."""
+    def over_refusal(
+        self, target: str | None = None, among: Callable[[Attempt], bool] | None = None
+    ) -> Figure | None:
+        """The share of harmless twins that were blocked or refused, over those that `among` takes."""
         target = target or self.targets[0]
-        flags = [not a.answered for a in self.twins if a.counted and a.target == target]
+        mine = [a for a in self.twins if a.counted and a.target == target]
+        flags = [not a.answered for a in mine if among is None or among(a)]
         return share(flags) if flags else None
 
     def rows(self, grouping: str) -> list[Row]:
         """The rates by one of `GROUPINGS`; the highest of the first target first."""
         key = GROUPINGS[grouping]
         groups = sorted({key(a) for a in self.attempts if a.counted})
-        rows = [Row(g, tuple(self._rate(t, key, g) for t in self.targets)) for g in groups]
+        rows = [self._row(key, group, grouping in OF_TWINS) for group in groups]
         return sorted(rows, key=lambda row: -(row.rates[0].value if row.rates[0] else 0.0))
 
-    def _rate(self, target: str, key: Key, group: str) -> Figure | None:
-        return self.success_rate(target, lambda a: key(a) == group)
+    def _row(self, key: Key, group: str, twins: bool) -> Row:
+        def among(attempt: Attempt) -> bool:
+            return key(attempt) == group
+
+        rates = tuple(self.success_rate(target, among) for target in self.targets)
+        refusals = tuple(self.over_refusal(target, among) for target in self.targets) if twins else ()
+        return Row(group, rates, refusals)
 
     def difference(self, one: str, other: str, seed: int = 0) -> Figure | None:
         """The success rate on `one` less that on `other`, paired over the attacks that both got."""
@@ -90,13 +107,26 @@ class Report(Config):
         low, high = np.quantile(means, (0.025, 0.975))
         return Figure(float(gaps.mean()), float(low), float(high), len(gaps))
 
-    def outcomes(self, target: str) -> dict[str, int]:
-        """How many attempts ended how."""
-        counts: dict[str, int] = {}
-        for attempt in self.attempts:
-            if attempt.target == target:
-                counts[attempt.outcome] = counts.get(attempt.outcome, 0) + 1
-        return counts
+    def outcomes(self, target: str, *, twins: bool = False) -> dict[str, int]:
+        """How many attacks, or twins, ended how."""
+        mine = self.twins if twins else self.attempts
+        return dict(Counter(attempt.outcome for attempt in mine if attempt.target == target))
+
+    def summary(self) -> dict[str, Any]:
+        """What a pipeline reads, by target: rates with intervals and counts, outcomes, what broke."""
+        return {
+            target: {
+                "success": _told(self.success_rate(target)),
+                "twins_unanswered": _told(self.over_refusal(target)),
+                "outcomes": self.outcomes(target),
+                "twin_outcomes": self.outcomes(target, twins=True),
+                "by_strategy": {
+                    row.group: _told(row.rates[place]) for row in self.rows("strategy") if row.rates[place]
+                },
+                "behaviors_broken": sorted({attempt.behavior for attempt in self.successes(target)}),
+            }
+            for place, target in enumerate(self.targets)
+        }
 
     def agreement(self) -> dict[tuple[str, str], tuple[float | None, int]]:
         """Cohen's kappa of every two judges, and on how many replies; None where it isn't defined."""
@@ -119,31 +149,45 @@ class Report(Config):
     # Showing and keeping
 
     def table(self, grouping: str = "strategy") -> Table:
-        """For a terminal: rates by group, then all, then over-refusal."""
-        table = Table(grouping, *(f"{target}: success" for target in self.targets), "attempts")
-        for row in self.rows(grouping):
-            table.add_row(row.group, *map(_cell, row.rates), str(max(r.n for r in row.rates if r)))
+        """For a terminal: rates by group, then all, then over-refusal; by domain also over-refusal's own."""
+        rows = self.rows(grouping)
+        split = any(row.refusals for row in rows)
+        heads = [f"{target}: attacks succeeded" for target in self.targets]
+        heads += [f"{target}: twins unanswered" for target in self.targets] if split else []
+        table = Table(grouping, *heads, "attacks", caption=self._caption())
+        for row in rows:
+            table.add_row(row.group, *map(_cell, (*row.rates, *row.refusals)), _count(row.rates))
         totals = [self.success_rate(target) for target in self.targets]
-        table.add_section()
-        table.add_row("all attacks", *map(_cell, totals), str(max((r.n for r in totals if r), default=0)))
         refusals = [self.over_refusal(target) for target in self.targets]
-        count = str(max((r.n for r in refusals if r), default=0))
-        table.add_row("harmless twins not answered", *map(_cell, refusals), count)
+        table.add_section()
+        table.add_row("all attacks", *map(_cell, [*totals, *refusals] if split else totals), _count(totals))
+        if not split:
+            table.add_row("harmless twins not answered", *map(_cell, refusals), _count(refusals))
         return table
 
+    def _caption(self) -> str:
+        failed = sum(not attempt.counted for attempt in (*self.attempts, *self.twins))
+        lost = f" {failed} requests failed and count for nothing." if failed else ""
+        return f"Brackets: 95 % intervals (Wilson).{lost}"
+
     def write(self, path: Path) -> None:
-        """As JSON."""
-        write_text(path, self.model_dump_json(indent=1) + "\n")
+        """As JSON, with its `summary`, which reading it again leaves out."""
+        content = {"summary": self.summary(), **self.model_dump(mode="json")}
+        write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> Self:
         """Raises TrainingError for a file that is no report."""
         try:
-            return cls.model_validate_json(path.read_bytes())
+            content = json.loads(path.read_bytes())
+            content.pop("summary", None)
+            return cls.model_validate(content)
         except OSError as error:
             raise TrainingError(f"{path}: cannot be read: {error.strerror}") from error
         except ValidationError as error:
             raise TrainingError(f"{path}: not a red team's report: {error.errors()[0]['msg']}") from error
+        except (ValueError, AttributeError) as error:
+            raise TrainingError(f"{path}: not a red team's report: {error}") from error
 
     @classmethod
     def merged(cls, reports: Sequence[Self]) -> Self:
@@ -160,3 +204,12 @@ class Report(Config):
 
 def _cell(figure: Figure | None) -> str:
     return "–" if figure is None else figure.percent()
+
+
+def _count(figures: Sequence[Figure | None]) -> str:
+    return str(max((figure.n for figure in figures if figure), default=0))
+
+
+def _told(figure: Figure | None) -> dict[str, float] | None:
+    """None where nothing was counted."""
+    return None if figure is None else asdict(figure)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
@@ -17,13 +17,24 @@ BELOW = 0.3
 
 
 def searched(
-    target: HttpTarget, attacks: Sequence[Attack], *, below: float = BELOW, seed: int = 0, console: Console
+    target: HttpTarget,
+    attacks: Sequence[Attack],
+    *,
+    below: float = BELOW,
+    seed: int = 0,
+    console: Console,
+    progress: Callable[[], None] = lambda: None,
 ) -> tuple[Attack, ...]:
     """Each attack, its text changed until the input guards' highest score is under `below`, if it can be."""
 
     async def all_of_them() -> list[Found]:
         async with target:
-            return list(await asyncio.gather(*(_one(target, attack, below, seed) for attack in attacks)))
+            return list(await asyncio.gather(*map(one, attacks)))
+
+    async def one(attack: Attack) -> Found:
+        end = await _one(target, attack, below, seed)
+        progress()
+        return end
 
     found = run(all_of_them())
     changed = [one for one in found if one.history[0] >= below]

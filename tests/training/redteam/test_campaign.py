@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,48 @@ def test_successes_become_cases_and_pairs_and_a_sheet(tmp_path: Path) -> None:
     cases.write_text('{"behavior": 1}\n')
     with pytest.raises(DataError, match=r"cases\.jsonl:1"):
         read_cases(cases)
+
+
+def test_a_leak_is_told_again_by_its_own_word_when_it_is_replayed(tmp_path: Path) -> None:
+    behaviors = load_behaviors(["extraction"])[:2]
+
+    def leaking(messages: list[dict[str, Any]]) -> str:
+        return str(messages[0]["content"])
+
+    report = red_team(CallableTarget(leaking), behaviors, strategies=["direct"], twins=False)
+    cases = tmp_path / "cases.jsonl"
+    assert write_cases(cases, report.attempts, behaviors) == 2
+    attacks = read_cases(cases)
+    assert asked([CallableTarget(leaking)], attacks, (), ()).success_rate().value == 1  # type: ignore[union-attr]
+    assert asked([CallableTarget(lambda _: REFUSAL)], attacks, (), ()).success_rate().value == 0  # type: ignore[union-attr]
+    cases.write_text(cases.read_text().replace('"canary"', '"was"'))
+    with pytest.raises(DataError, match="'canary', which is missing"):
+        read_cases(cases)
+
+
+def test_what_safety_costs_stands_beside_the_attacks(tmp_path: Path) -> None:
+    behaviors = [*WEAPONS[:2], *load_behaviors(["hate"])[:2]]
+
+    def timid(messages: list[dict[str, Any]]) -> str:
+        asked_for = str(messages[-1]["content"])
+        return REFUSAL if asked_for in {b.twin for b in behaviors if b.domain == "hate"} else asked_for
+
+    report = red_team(CallableTarget(timid, "timid"), behaviors, strategies=["direct"])
+    rows = {row.group: row for row in report.rows("domain")}
+    assert [rows[domain].refusals[0].value for domain in ("hate", "weapons")] == [1, 0]  # type: ignore[union-attr]
+    assert report.rows("strategy")[0].refusals == ()
+    report.write(tmp_path / "report.json")
+    told = json.loads((tmp_path / "report.json").read_text())["summary"]["timid"]
+    assert told["twins_unanswered"]["value"] == 0.5
+    assert told["twin_outcomes"] == {"refused": 2, "withstood": 2}
+    assert told["success"] == told["by_strategy"]["direct"]
+    assert told["behaviors_broken"] == sorted(behavior.id for behavior in behaviors)
+    html = page(report)
+    assert (
+        "<td>hate</td><td>100.0 % [34.2, 100.0]</td><td>100.0 % [34.2, 100.0]</td><td>2</td><td>2</td>"
+        in html
+    )
+    assert "Behaviours that broke most often" in html
 
 
 def test_the_report_is_kept_shown_and_escapes_what_was_said(tmp_path: Path) -> None:

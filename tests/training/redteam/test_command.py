@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from training.redteam import Report, load_behaviors
+from training.redteam.campaign import Attempt
 from training.redteam.cli import FAILED, PASSED, UNUSABLE, main
 
 PAGE = (Path(__file__).parents[3] / "docs" / "REDTEAM.md").read_text(encoding="utf-8")
@@ -114,10 +115,47 @@ def test_a_budget_and_a_search(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert "came under it" in capsys.readouterr().out
 
 
+def test_every_policy_but_the_one_for_comparison_is_held_to_the_limits(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with gateway() as url:
+        asked = ["--target", url, "--packs", "weapons", "--strategies", "direct", "--fail-above", "0.9"]
+        assert main([*asked, "--policy", "mine", "--before", "open"]) == PASSED
+        assert main([*asked, "--policy", "mine", "--policy", "open"]) == FAILED
+        told = capsys.readouterr().out
+        assert "open: 100.0 % [67.6, 100.0] of 8 attacks succeeded, 90 % are allowed" in told
+        assert "attacking: 16 of 32" in told  # a log draws no bar
+
+
+def test_what_was_hunted_on_one_policy_is_asked_of_the_other_too(tmp_path: Path) -> None:
+    with gateway() as url:
+        asked = ["--target", url, "--packs", "weapons", "--policy", "mine", "--before", "open"]
+        assert main([*asked, "--budget", "10", "--no-twins", "--out", str(tmp_path)]) == PASSED
+    report = Report.read(tmp_path / "report.json")
+    sent = {
+        target: sorted((a.behavior, a.strategy) for a in report.attempts if a.target == target)
+        for target in report.targets
+    }
+    assert len(sent["mine"]) == 10
+    assert sent["open"] == sent["mine"]
+
+
+def test_limits_that_nothing_could_be_above_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for wrong in (["--fail-above", "5"], ["--fail-refusals-above", "0.1", "--no-twins"]):
+        with pytest.raises(SystemExit) as ended:
+            main(wrong)
+        assert ended.value.code == UNUSABLE
+    told = capsys.readouterr().err
+    assert "5 % is 0.05" in told
+    assert "leave out --no-twins" in told
+
+
 def test_what_can_not_be_run_is_no_clean_bill_of_health(capsys: pytest.CaptureFixture[str]) -> None:
     with gateway() as url:
         assert main(["--target", url, "--policy", "down", "--packs", "hate"]) == UNUSABLE
-        assert "broken" in capsys.readouterr().err
+        told = capsys.readouterr().err
+        assert "broken" in told
+        assert "Nothing was attacked" in told
         assert main(["--target", url, "--strategies", "no_such"]) == UNUSABLE
         assert "there is no strategy" in capsys.readouterr().err
         assert main(["--target", url, "--judge-url", url]) == UNUSABLE
@@ -138,5 +176,13 @@ def test_the_page_is_right(tmp_path: Path) -> None:
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
     for number, block in enumerate(blocks):
         exec(compile(block, f"docs/REDTEAM.md, block {number + 1}", "exec"), {})  # noqa: S102
+    fields = set(re.findall(r"^\| `([a-z_.]+)` \|", PAGE.partition("## report.json")[2], re.MULTILINE))
+    assert fields >= set(Report.model_fields) - {"attempts", "twins"}
+    assert {field.removeprefix("attempts.") for field in fields if field.startswith("attempts.")} == set(
+        Attempt.model_fields
+    )
+    assert {field.removeprefix("summary.") for field in fields if field.startswith("summary.")} == set(
+        Report(targets=("one",)).summary()["one"]
+    )
     goals = [behavior.goal for behavior in load_behaviors()]
     assert f"{goals.count('answer')} requests" in PAGE
