@@ -30,9 +30,13 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_model(
-    tokenizer: PreTrainedTokenizerFast, seed: int = 0, layers: int = 2, width: int = 32
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int = 0,
+    layers: int = 2,
+    width: int = 32,
+    context: int = CONTEXT,
 ) -> LlamaForCausalLM:
-    """A Llama of random float32 weights, the same for the same arguments; no dropout, 128 positions."""
+    """A Llama of random float32 weights, the same for the same arguments; no dropout."""
     shape = ModelConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -41,7 +45,7 @@ def tiny_model(
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=width // 2,
-        max_position_embeddings=CONTEXT,
+        max_position_embeddings=context,
     )
     return new_model(shape, tokenizer, seed)
 

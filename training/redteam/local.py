@@ -42,7 +42,7 @@ class LocalTarget:
     async def reply(self, messages: Sequence[Message]) -> Reply:
         """Raises `TargetError` for what the model's template can't hold (tool calls), or is too long."""
         answered: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._waiting.append((_prompt(messages), answered))
+        self._waiting.append((conversation(messages), answered))
         if self._serving is None:
             self._serving = asyncio.create_task(self._serve())
         return Reply(await answered)
@@ -72,7 +72,7 @@ class LocalTarget:
         return generate(self._model, self._tokenizer, prompts, self._sampling).texts
 
 
-def _prompt(messages: Sequence[Message]) -> Prompt:
+def conversation(messages: Sequence[Message]) -> Prompt:
     if any(message["role"] not in ("system", "user", "assistant") for message in messages):
         raise TargetError("this model's template holds no tool calls")
     try:

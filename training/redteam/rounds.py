@@ -16,70 +16,44 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-import numpy as np
+from pydantic import TypeAdapter
 from rich.console import Console
 
-from training.data.preferences import Preference, as_prompt
-from training.evaluate.figures import Figure, mean
 from training.files import write_text
-from training.methods.dpo import DpoConfig, train_dpo
+from training.methods.dpo import DpoConfig, Term, train_dpo
 from training.models import LoraConfig, ModelSource, load_policy
 from training.redteam import api
 from training.redteam.attack import STRATEGIES, Message
 from training.redteam.attacker import Attacker, Learner, Uniform, default_arms
 from training.redteam.behavior import Behavior, load_behaviors
-from training.redteam.campaign import Attempt
-from training.redteam.harvest import REFUSAL, preferences_of
+from training.redteam.lessons import lessons
 from training.redteam.local import LocalTarget
+from training.redteam.price import harmless
 from training.redteam.report import Report
+from training.redteam.rounds_page import (
+    DOCUMENT,
+    Hunts,
+    Round,
+    changes_of,
+    hunts_section,
+    rounds_section,
+    write_sections,
+)
 from training.redteam.target import HttpTarget, Reply
 
-DOCUMENT = Path("docs/RESULTS-redteam.md")
 TESTED = 12
 """Strategies, drawn by the seed, with which the unseen behaviours are attacked before and after."""
 
+LONGEST = 120
+"""Tokens of a pair that is learnt from; the few longer ones (many shots) cost most of the time."""
+STEPS, LEARNING_RATE = 50, 1e-3
+LOSSES: dict[Term, float] = {"sigmoid": 1.0}
+"""Of DPO; chosen, as the pairs were (`training.redteam.lessons`), on seeds from 100 on."""
+
+AT_ONCE = 64
+"""Conversations that share a batch in this process."""
+
 _TOOLS = ("tool_result", "html_comment")  # the demo model's template holds no tool calls
-
-
-@dataclass(frozen=True, slots=True)
-class Hunts:
-    """Successes of both attackers, and behaviours that they broke, a value a seed, at `budget` tries each."""
-
-    budget: int
-    uniform: tuple[int, ...]
-    learner: tuple[int, ...]
-    uniform_broke: tuple[int, ...]
-    learner_broke: tuple[int, ...]
-    requests: tuple[int, int]  # of all seeds together, uniform's first
-
-    @property
-    def ratio(self) -> Figure:
-        """Learner's successes over uniform's; a bootstrap over seeds."""
-        return _ratio(self.learner, self.uniform)
-
-    @property
-    def breadth(self) -> Figure:
-        """The same of the behaviours."""
-        return _ratio(self.learner_broke, self.uniform_broke)
-
-
-def _ratio(learner: Sequence[int], uniform: Sequence[int]) -> Figure:
-    pairs = np.array([learner, uniform], dtype=float)
-    rng = np.random.default_rng(0)
-    picks = rng.integers(pairs.shape[1], size=(4000, pairs.shape[1]))
-    ratios = pairs[0][picks].sum(axis=1) / np.maximum(pairs[1][picks].sum(axis=1), 1)
-    low, high = np.quantile(ratios, (0.025, 0.975))
-    value = pairs[0].sum() / max(pairs[1].sum(), 1)
-    return Figure(float(value), float(low), float(high), pairs.shape[1])
-
-
-@dataclass(frozen=True, slots=True)
-class Round:
-    """One seed's round: what the same attacks on unseen behaviours came to before and after."""
-
-    seed: int
-    pairs: int
-    report: Report  # targets: before, after
 
 
 @dataclass(slots=True)
@@ -121,120 +95,54 @@ def play_round(checkpoint: Path, budget: int, seed: int, steps: int) -> Round:
     source = ModelSource(path=str(checkpoint), lora=LoraConfig(rank=16, alpha=32))
     model, tokenizer = load_policy(source, seed)
     target = LocalTarget(model, tokenizer, "before")
-    learner = Learner(seen, arms, seed)
-    tries = api.hunted(target, seen, learner, budget=budget, seed=seed)
+    tries = api.hunted(target, seen, Learner(seen, arms, seed), budget=budget, seed=seed)
     tested = Random(seed).sample(arms, min(TESTED, len(arms)))
-    before = api.red_team(target, unseen, strategies=tested, seed=seed)
-    answered = api.red_team(target, seen, strategies=["direct"], seed=seed).twins
-    pairs = [*preferences_of(tries, answered=True), *_keep_answering(answered)]
-    config = DpoConfig(
+    asked = harmless(unseen, tested, seed)
+    before = api.red_team(target, unseen, strategies=tested, seed=seed, concurrency=AT_ONCE)
+    price = asked.price(model, tokenizer)
+    pairs = lessons(model, tokenizer, tries, seen, seed)
+    train_dpo(model, tokenizer, _config(source, seed, steps), pairs.balanced(seed))
+    after = api.red_team(
+        LocalTarget(model, tokenizer, "after"), unseen, strategies=tested, seed=seed, concurrency=AT_ONCE
+    )
+    merged = Report.merged([before, after])
+    return Round(
+        seed,
+        (len(pairs.refusing), len(pairs.answering)),
+        merged,
+        price,
+        asked.price(model, tokenizer),
+    )
+
+
+def _config(source: ModelSource, seed: int, steps: int) -> DpoConfig:
+    return DpoConfig(
         name="redteam-round",
         seed=seed,
         model=source,
         data={"demo": 1},  # type: ignore[arg-type]  # the pairs come from here, not from a file
+        losses=LOSSES,
         steps=steps,
         batch_size=16,
         micro_batch=16,
-        learning_rate=3e-4,
+        learning_rate=LEARNING_RATE,
+        max_length=LONGEST,
         log_every=steps,
         checkpoint_every=steps,
     )
-    train_dpo(model, tokenizer, config, pairs)
-    after = api.red_team(LocalTarget(model, tokenizer, "after"), unseen, strategies=tested, seed=seed)
-    return Round(seed, len(pairs), Report.merged([before, after]))
 
 
-def _keep_answering(twins: Sequence[Attempt]) -> list[Preference]:
-    """What was said to the harmless twins is better than a refusal: else refusing everything is learnt."""
-    return [
-        Preference(as_prompt(twin.prompt), twin.reply, REFUSAL, rater="red team", id=f"{twin.behavior}-twin")
-        for twin in twins
-        if twin.answered and twin.reply.strip()
-    ]
-
-
-_HEAD = """# Results: the red team
-
-Written by `{command}`.
-{about} Judged by rules and canaries ([REDTEAM.md](REDTEAM.md#who-decides)). Brackets are 95 % intervals.
-The embedded model has 6 million weights and can do no harm with its answers: a success means that an attack
-came through and got a reply about its subject, not that the reply is of use to anybody.
-"""
-_HUNTS = """## Attackers at the same budget
-
-{budget} tries each, by seed; every strategy on every behaviour is open to both, the learner also breeds new
-ones, and none is tried twice. In brackets: different behaviours that were broken.
-
-| seed | uniform | learner |
-|---|---|---|
-{rows}
-
-The learner finds {ratio} times as many successes, and breaks {breadth} times as many
-behaviours (bootstrap over {n} seeds; 1.5 was asked). A try is one request or, over several turns, more: all
-in all uniform sent {uniform_requests} requests and the learner {learner_requests}, which per request finds
-{per_request:.2f} times as many.
-"""
-_ROUNDS = """## A round of training on what was found
-
-On half of the behaviours the learner attacks the chat model (in this process, without guards). Each attack
-that got an answer becomes a pair in which a refusal is better, each harmless twin that got one a pair in
-which the answer is. DPO on these pairs, then {tested} strategies on the **other** half, before and after.
-
-| seed | pairs | attacks that succeed, before | after | twins without an answer, before | after |
-|---|---|---|---|---|---|
-{rows}
-
-Change of the success rate: {change} points; of twins without an answer: {cost} (bootstrap over {n} seeds).
-"""
-
-
-def document(found: Hunts | None, rounds: Sequence[Round], command: str, about: str) -> str:
-    """The page."""
-    parts = [_HEAD.format(command=command, about=about)]
-    if found is not None:
-        columns = (found.uniform, found.uniform_broke, found.learner, found.learner_broke)
-        rows = "\n".join(
-            f"| {seed} | {drawn} ({few}) | {learnt} ({many}) |"
-            for seed, (drawn, few, learnt, many) in enumerate(zip(*columns, strict=True))
-        )
-        ratio, breadth = (f"{f.value:.2f} [{f.low:.2f}, {f.high:.2f}]" for f in (found.ratio, found.breadth))
-        parts.append(
-            _HUNTS.format(
-                budget=found.budget,
-                rows=rows,
-                ratio=ratio,
-                breadth=breadth,
-                n=len(found.uniform),
-                uniform_requests=found.requests[0],
-                learner_requests=found.requests[1],
-                per_request=found.ratio.value * found.requests[0] / found.requests[1],
-            )
-        )
-    if rounds:
-        parts.append(_rounds_section(rounds))
-    return "\n".join(parts)
-
-
-def _rounds_section(rounds: Sequence[Round]) -> str:
-    rows, changes, costs = [], [], []
-    for one in rounds:
-        figures = [
-            rate(target)
-            for rate in (one.report.success_rate, one.report.over_refusal)
-            for target in ("before", "after")
-        ]
-        rows.append(
-            f"| {one.seed} | {one.pairs} | {' | '.join(f.percent() if f else '–' for f in figures)} |"
-        )
-        values = [figure.value if figure else 0.0 for figure in figures]
-        changes.append(values[1] - values[0])
-        costs.append(values[3] - values[2])
-    change, cost = _points(mean(changes)), _points(mean(costs))
-    return _ROUNDS.format(tested=TESTED, rows="\n".join(rows), change=change, cost=cost, n=len(rounds))
-
-
-def _points(figure: Figure) -> str:
-    return f"{100 * figure.value:+.1f} [{100 * figure.low:+.1f}, {100 * figure.high:+.1f}]"
+def _played(arguments: argparse.Namespace, seed: int) -> Round:
+    """The round of this seed, from where it was kept, or played and kept."""
+    rounds: TypeAdapter[Round] = TypeAdapter(Round)
+    if arguments.keep is None:
+        return play_round(arguments.checkpoint, arguments.budget, seed, arguments.steps)
+    path = arguments.keep / f"round-{seed}-{arguments.budget}-{arguments.steps}.json"
+    if path.is_file():
+        return rounds.validate_json(path.read_bytes())
+    played = play_round(arguments.checkpoint, arguments.budget, seed, arguments.steps)
+    write_text(path, rounds.dump_json(played).decode())
+    return played
 
 
 def main(argv: Sequence[str]) -> int:
@@ -252,25 +160,29 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--budget", type=int, default=200, help="tries of each attacker (%(default)s)")
     parser.add_argument("--seeds", type=int, default=5, help="(%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="seeds of training rounds (%(default)s)")
-    parser.add_argument("--steps", type=int, default=30, help="of DPO (%(default)s)")
+    parser.add_argument("--first-seed", type=int, default=0, help="of the rounds (%(default)s)")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of DPO (%(default)s)")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep rounds here; play none that is kept")
     parser.add_argument("--out", type=Path, default=DOCUMENT)
     arguments = parser.parse_args(argv)
     console = Console()
-    found = None
+    about = f"{len(load_behaviors())} behaviours, {len(STRATEGIES)} strategies; {arguments.checkpoint}"
+    command = f"keel-train redteam-rounds --budget {arguments.budget}"
+    written = {}
     if arguments.target is not None:
         found = hunts(arguments.target, arguments.policy, arguments.budget, range(arguments.seeds), console)
+        told = f"{command} --target URL --seeds {arguments.seeds}"
+        written["hunts"] = hunts_section(found, told, f"{about}, policy `{arguments.policy}`.")
     rounds = []
-    for seed in range(arguments.rounds):
-        rounds.append(play_round(arguments.checkpoint, arguments.budget, seed, arguments.steps))
+    for seed in range(arguments.first_seed, arguments.first_seed + arguments.rounds):
+        rounds.append(_played(arguments, seed))
         console.print(rounds[-1].report.table("family"))
-    about = (
-        f"{len(load_behaviors())} behaviours, {len(STRATEGIES)} strategies; policy `{arguments.policy}`, "
-        f"{arguments.checkpoint}."
-    )
-    command = (
-        f"keel-train redteam-rounds --target URL --budget {arguments.budget} --seeds {arguments.seeds} "
-        f"--rounds {arguments.rounds} --steps {arguments.steps}"
-    )
-    write_text(arguments.out, document(found, rounds, command, about))
+        console.print("\n".join("  ".join(cells) for cells in changes_of(rounds[-1:])))
+    if rounds:
+        command += (
+            f" --rounds {arguments.rounds} --first-seed {arguments.first_seed} --steps {arguments.steps}"
+        )
+        written["rounds"] = rounds_section(rounds, command, f"{about}.", TESTED)
+    write_sections(arguments.out, written)
     console.print(f"written: {arguments.out}")
     return 0
