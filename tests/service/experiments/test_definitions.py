@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from service.commands import app
-from tests.service.conftest import Running, Serve
+from tests.service.conftest import Running, Serve, until
 from tests.service.experiments.conftest import ADMIN, TWO, Trying, ask, say_hello
 
 PATH = "/admin/v1/experiments"
@@ -244,9 +244,14 @@ async def test_two_gateways_that_share_a_postgres_serve_the_same(
 
 
 async def eventually_has(keel: Running, names: set[str]) -> None:
-    async with asyncio.timeout(20):
-        while set(keel.gateway.house.experiments.live) != names:  # noqa: ASYNC110 - nothing tells
-            await asyncio.sleep(0.02)
+    """Until these are served, and how they stand is known: before that the control answers."""
+    experiments = keel.gateway.house.experiments
+
+    def known() -> bool:
+        live = experiments.live
+        return live.keys() == names and all(one.known for one in live.values())
+
+    await until(known, 20)
 
 
 async def test_the_command_line_applies_exports_and_deletes(
