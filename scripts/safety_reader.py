@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -16,8 +17,9 @@ from guardrails.guard import Context, Stage
 from guardrails.in_context import Excerpt
 from guardrails.scoring import readings
 from guardrails.windows import Windows
+from policies.guards import GuardBase
 from policies.registry import Registry
-from policies.spec import PolicySpec
+from policies.spec import PolicySpec, ToolCallsSpec
 
 
 @dataclass(slots=True)
@@ -90,11 +92,16 @@ class Reader:
         found: dict[Stage, tuple[str, ...]] = {}
         stages: tuple[Stage, Stage] = ("input", "output")
         for stage in stages:
-            specs = tuple(
-                spec.model_copy(update={"cascade": True}) if "cascade" in type(spec).model_fields else spec
-                for spec in getattr(policy, stage)
-            )
+            specs = tuple(map(_leaving_early, getattr(policy, stage)))
             guards = build_guards(policy.model_copy(update={stage: specs}), self.environment)
             heads = [getattr(guard, "heads", ()) for guard in getattr(guards, stage)]
             found[stage] = max(heads, key=len, default=())
         return found
+
+
+def _leaving_early(spec: GuardBase) -> GuardBase:
+    """A guard's settings with the cascade, also for the guards within it."""
+    changes: dict[str, Any] = {"cascade": True} if "cascade" in type(spec).model_fields else {}
+    if isinstance(spec, ToolCallsSpec):
+        changes["arguments"] = tuple(map(_leaving_early, spec.arguments))
+    return spec.model_copy(update=changes)

@@ -168,6 +168,10 @@ def test_a_run_from_texts_to_a_published_exit_that_the_gateway_reads_alike(
     train(config, Registry(registry), tmp_path, run)
     about = json.loads((run / "final" / "exit.json").read_text())
     assert about["sure"] == dict(served.about.sure)
+    # Where attacks are to be expected that it has not learnt from, it is sure of less.
+    train(config.model_copy(update={"margin": {"injection": 1.5}}), Registry(registry), tmp_path, run)
+    wary = json.loads((run / "final" / "exit.json").read_text())["sure"]
+    assert wary == about["sure"] | {"injection": round(about["sure"]["injection"] - 1.5, 4)}
 
 
 def test_what_is_learnt_is_the_encoders_and_survives_the_files(

@@ -42,7 +42,8 @@ class EarlyExitConfig(Config):
     """`encoder`: a checkpoint of the registry; `at`: the tensor of its graph from which the exit reads.
 
     `texts`: how many to learn from; `floors`: the encoder's score from which on a text counts as flagged, for
-    its labels and for its entity types; `lost`: the share of flagged texts that may be given up.
+    its labels and for its entity types; `lost`: the share of flagged texts that may be given up. `margin`: by
+    how many logits a head's limit lies below the one that `lost` gives, for attacks unlike those it knows.
     """
 
     name: str
@@ -57,6 +58,7 @@ class EarlyExitConfig(Config):
     positive_weight: float = Field(default=8.0, ge=1)
     floors: dict[str, float] = Field(default_factory=lambda: {"labels": 0.5, "names": 0.4})
     lost: float = Field(default=0.01, ge=0, lt=1)
+    margin: dict[str, float] = Field(default_factory=dict)
     threads: int = Field(default=1, ge=1)
 
 
@@ -145,6 +147,7 @@ def write(
     save_file(halved(model), final / "exit.safetensors")
     labels = json.loads((encoder.path / "classifier.json").read_text(encoding="utf-8"))["labels"]
     floors = [config.floors["labels" if head in labels else "names"] for head in validation.heads]
+    limits = sure(logits(model, validation), validation, floors, config.lost)
     about = {
         "at": config.at,
         "heads": validation.heads,
@@ -152,7 +155,7 @@ def write(
         "reach": REACH,
         "lost": config.lost,
         "floors": dict(zip(validation.heads, floors, strict=True)),
-        "sure": sure(logits(model, validation), validation, floors, config.lost),
+        "sure": {head: round(limit - config.margin.get(head, 0.0), 4) for head, limit in limits.items()},
     }
     (final / "exit.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     notice = (encoder.path / "NOTICE.txt").read_text(encoding="utf-8")
