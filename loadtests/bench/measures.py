@@ -9,6 +9,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -43,8 +44,11 @@ Figures = dict[str, Any]
 def _gateway(plan: Plan, upstream: str, name: str = "keel") -> Iterator[Server]:
     port = free_port()
     log = plan.home / f"{name}.log"  # a line for each request, as by default
-    with serve(gateway_argv(port, upstream, POLICIES), port=port, ready="/health/ready", log=log) as server:
-        yield server
+    argv = gateway_argv(port, upstream, POLICIES)
+    with tempfile.TemporaryDirectory() as state:  # the user's own is no business of a benchmark
+        env = {"KEEL_STATE_DIR": state}
+        with serve(argv, port=port, ready="/health/ready", log=log, env=env) as server:
+            yield server
 
 
 @contextlib.contextmanager
