@@ -25,8 +25,8 @@ def test_a_checkpoint_has_one_servable_whoever_asks(workers: Workers) -> None:
     spec = models.classifier(models.EMBEDDED, env)
     assert spec == models.entities("embedded", env)
     digest = env.registry.resolve(models.EMBEDDED).digest
-    first = env.registry.resolve(f"{models.EMBEDDED}-first").digest
-    assert spec.name == f"keel-guard@{digest[:16]}+{first[:8]}"
+    early = env.registry.resolve(f"{models.EMBEDDED}-exit").digest
+    assert spec.name == f"keel-guard@{digest[:16]}+{early[:8]}"
     assert models.classifier(f"keel-guard@{digest[:10]}", env) == spec
 
 

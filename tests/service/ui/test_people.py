@@ -123,6 +123,7 @@ def test_a_key_that_is_held_down_decides_once(visit: NewVisit, site: Site) -> No
         blocked(site, f"Project zephyr, {number}.")
     page = visit().log_in(site.admin, "reviews")
     waiting = page.locator(".page-head .chip")
+    expect(waiting).to_contain_text(re.compile(r"[0-9]"))
     count = int(waiting.inner_text().split()[0])
     page.keyboard.down("o")
     expect(waiting).to_contain_text(f"{count - 1} ")
