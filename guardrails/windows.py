@@ -29,8 +29,6 @@ WHOLE_PIECE = 1_000
 WHOLE_OVERLAP = 200
 # What is no longer than this is read at once only: there is little beside a sentence to hide it.
 SHORT = 300
-# What is complete and longer than this isn't left to an early exit, which loses attacks among harmless words.
-BRIEF = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +57,8 @@ class Window:
 
     def asked(self, heads: tuple[str, ...]) -> Excerpt:
         """The same, with the `heads` that are of interest where the text is what it seems: an early exit is
-        asked about no odd characters, about nothing that can be read in a second way, and about no long text.
-        """
-        long = not self.context and len(self.text) > BRIEF
-        hidden = not heads or long or odd(self.text) or disguises(self.scored)
+        asked about no odd characters, and about nothing that can be read in a second way."""
+        hidden = not heads or odd(self.text) or disguises(self.scored)
         return self.excerpt if hidden else self.excerpt._replace(heads=heads)
 
     def sentences(self) -> list[Window]:

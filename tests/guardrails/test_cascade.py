@@ -21,7 +21,6 @@ from guardrails.early_exit import EarlyExit, load
 from guardrails.graph_cut import GraphError, cut
 from guardrails.guard import Context, Guard
 from guardrails.in_context import Excerpt, InContext
-from guardrails.windows import BRIEF
 from policies.manifest import Manifest
 from policies.registry import Registry
 from policies.spec import HarmSpec, InjectionSpec, PiiSpec, PolicySpec, ToxicitySpec
@@ -128,13 +127,6 @@ class TestWhoAsksWhat:
         )
         assert asks(at, PLAIN) == [("injection",)]
         assert asks(below, PLAIN) == [()]
-
-    def test_a_long_request_has_room_to_hide_an_attack_and_a_piece_of_a_reply_has_not(self) -> None:
-        guard = build_guard(InjectionSpec(cascade=True), ENV)
-        brief = ("the river is low today and " * 20)[:BRIEF]
-        for context, heads in ((Context("input", "user"), ()), (Context("output"), ("injection",))):
-            assert asks(guard, brief, context) == [("injection",)] * len(asks(guard, brief, context))
-            assert set(asks(guard, brief + " so", context)) == {heads}
 
     def test_evidence_adds_up_scores_of_the_whole_encoder(self) -> None:
         counted = {"cascade": True, "evidence": {"above": 0.1, "limit": 4}}
